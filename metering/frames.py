@@ -1,0 +1,300 @@
+"""Declared frames: what each table in memory holds, by name, type, key and law; and the books made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import polars as pl
+
+from metering.errors import FrameBroken
+from metering.meters import METERS
+from metering.money import MONEY
+
+INSTANT: Final = pl.Datetime("us", "UTC")
+#: Sums of quantities: Int64 would wrap silently.
+SUM: Final = pl.Int128
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The declaration of a frame: columns with types, which may be null, the key, and laws on every row.
+
+    >>> FRAME.conform(frame)   # every function of the core ends on this promise
+    """
+
+    name: str
+    columns: Mapping[str, pl.DataType | type[pl.DataType]]
+    key: tuple[str, ...] = ()
+    nullable: frozenset[str] = frozenset()
+    laws: Mapping[str, pl.Expr] = field(default_factory=dict)
+
+    def empty(self) -> pl.DataFrame:
+        """A frame of this shape without rows."""
+        return pl.DataFrame(schema=dict(self.columns))
+
+    def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Return `frame` with the declared columns in order, sorted by the key, or raise FrameBroken by name."""
+        missing = [name for name in self.columns if name not in frame.columns]
+        if missing:
+            raise FrameBroken(f"{self.name}: column {missing[0]} is missing; it has {frame.columns}")
+        frame = frame.select(list(self.columns))
+        for name, dtype in self.columns.items():
+            if frame.schema[name] != dtype:
+                raise FrameBroken(f"{self.name}.{name}: is {frame.schema[name]}, declared {dtype}")
+            if name not in self.nullable and frame[name].null_count():
+                row = frame.filter(pl.col(name).is_null()).row(0, named=True)
+                raise FrameBroken(f"{self.name}.{name}: is null in {row}; it is not declared nullable")
+        if self.key:
+            frame = frame.sort(self.key, nulls_last=False)
+            twice = frame.filter(pl.struct(self.key).is_duplicated()) if frame.height else frame
+            if twice.height:
+                raise FrameBroken(f"{self.name}: the key {self.key} occurs twice: {twice.row(0, named=True)}")
+        for law, holds in self.laws.items():
+            broken = frame.filter(~holds)
+            if broken.height:
+                raise FrameBroken(f"{self.name}: '{law}' does not hold for {broken.row(0, named=True)}")
+        return frame
+
+
+#: The dimensions that price, cost or capacity depend on, in the order of the series digest.
+DIMENSIONS: Final = {
+    "customer": pl.String,
+    "product": pl.String,
+    "tier_sold": pl.String,
+    "provider": pl.String,
+    "model_served": pl.String,
+    "tier_served": pl.String,
+    "region": pl.String,
+    "pool": pl.String,  # null: the request was meant for no pool
+    "ran_on": pl.String,  # pool | overflow | on_demand
+    "counts_for": pl.String,  # charge_and_cost | cost | charge
+    "context_breakpoint": pl.Int32,
+}
+SUMS: Final = {"requests": SUM, **dict.fromkeys(METERS, SUM)}
+
+#: Usage per quarter hour and series: what money is computed from.
+USAGE: Final = Frame(
+    "USAGE",
+    {"quarter_start": INSTANT, **DIMENSIONS, **SUMS},
+    key=("quarter_start", *DIMENSIONS),
+    nullable=frozenset({"pool"}),
+)
+#: Usage per minute of requests meant for a pool: what capacity is computed from.
+POOL_USAGE: Final = Frame(
+    "POOL_USAGE",
+    {
+        "minute": INSTANT,
+        "pool": pl.String,
+        "ran_on": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "context_breakpoint": pl.Int32,
+        **SUMS,
+    },
+    key=("minute", "pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint"),
+)
+
+# ---- books: what the catalog says, as of one revision -------------------------------------------------
+
+_SPAN: Final = {"effective_from": INSTANT, "effective_until": INSTANT}
+_SPAN_LAW: Final = {
+    "ends after it starts": pl.col("effective_until").is_null() | (pl.col("effective_until") > pl.col("effective_from"))
+}
+#: A price book is what a customer pays, a cost book what we pay on demand: one shape, `rate` serves both.
+#: `unit_price` is per ONE unit (price per million / 1e6, exact at 12 places). `region` '*' is any region.
+PRICES: Final = Frame(
+    "PRICES",
+    {
+        "book": pl.String,
+        "item": pl.String,  # price book: the product; cost book: the model served
+        "tier": pl.String,
+        "region": pl.String,
+        "context_breakpoint": pl.Int32,  # every standard breakpoint has its row
+        "meter": pl.String,
+        **_SPAN,
+        "unit_price": MONEY,
+        "currency": pl.String,
+    },
+    key=("book", "item", "tier", "region", "context_breakpoint", "meter", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "price is not negative": pl.col("unit_price") >= 0},
+)
+CUSTOMERS: Final = Frame(
+    "CUSTOMERS",
+    {"customer": pl.String, **_SPAN, "name": pl.String, "kind": pl.String, "segment": pl.String},
+    key=("customer", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws=_SPAN_LAW,
+)
+MODELS: Final = Frame(
+    "MODELS",
+    {"model": pl.String, "provider": pl.String, "name": pl.String, "cost_book": pl.String},
+    key=("provider", "model"),
+    nullable=frozenset({"cost_book"}),
+)
+CONTRACTS: Final = Frame(
+    "CONTRACTS",
+    {
+        "customer": pl.String,
+        **_SPAN,
+        "contract": pl.String,
+        "price_book": pl.String,
+        "margin_floor_ratio": MONEY,
+        "floor_basis": pl.String,
+    },
+    key=("customer", "effective_from"),
+    nullable=frozenset({"effective_until", "margin_floor_ratio"}),
+    laws=_SPAN_LAW,
+)
+#: Fees are earned evenly over the days that they cover: `amount_per_month` over each calendar month.
+FEES: Final = Frame(
+    "FEES",
+    {
+        "customer": pl.String,
+        "contract": pl.String,
+        "fee": pl.String,
+        **_SPAN,
+        "amount_per_month": MONEY,
+        "currency": pl.String,
+    },
+    key=("customer", "contract", "fee", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws=_SPAN_LAW,
+)
+#: Units and fee of a pool as a step function of time; one row per pool, dimension and step.
+#: Contracted burn per minute = units x unit_burn_per_minute. `fee_per_month` is for all units, `fee_share`
+#: is the dimension's part of it (the shares of a pool's dimensions sum to 1).
+CAPACITY_STEPS: Final = Frame(
+    "CAPACITY_STEPS",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        **_SPAN,
+        "supplier": pl.String,
+        "unit": pl.String,
+        "units": pl.Int64,
+        "unit_burn_per_minute": pl.Int64,
+        "fee_per_month": MONEY,
+        "fee_share_ratio": MONEY,
+        "currency": pl.String,
+        "idle_policy": pl.String,
+    },
+    key=("pool", "dimension", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "units are not negative": pl.col("units") >= 0},
+)
+#: Burn of one unit of a meter = weight / denominator, in the pool's burn units. One denominator per pool and
+#: dimension over all versions. Every standard context breakpoint has its row.
+BURNDOWN: Final = Frame(
+    "BURNDOWN",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "model": pl.String,
+        "context_breakpoint": pl.Int32,
+        "meter": pl.String,
+        **_SPAN,
+        "weight": pl.Int64,
+        "denominator": pl.Int64,
+    },
+    key=("pool", "dimension", "model", "context_breakpoint", "meter", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "weight is not negative": pl.col("weight") >= 0, "denominator": pl.col("denominator") > 0},
+)
+
+
+@dataclass(frozen=True)
+class Books:
+    """Everything the catalog says as of one revision, as frames. What ended keeps its rows, cut at its end."""
+
+    catalog_revision: int
+    customers: pl.DataFrame = field(default_factory=CUSTOMERS.empty)
+    models: pl.DataFrame = field(default_factory=MODELS.empty)
+    contracts: pl.DataFrame = field(default_factory=CONTRACTS.empty)
+    fees: pl.DataFrame = field(default_factory=FEES.empty)
+    price_books: pl.DataFrame = field(default_factory=PRICES.empty)
+    cost_books: pl.DataFrame = field(default_factory=PRICES.empty)
+    capacity_steps: pl.DataFrame = field(default_factory=CAPACITY_STEPS.empty)
+    burndown: pl.DataFrame = field(default_factory=BURNDOWN.empty)
+
+
+# ---- events, between the decoder and the ledger -------------------------------------------------------
+
+#: One row per event as the producer sent it: counts by the producer's convention.
+REPORTED_EVENTS: Final = Frame(
+    "REPORTED_EVENTS",
+    {
+        "record": pl.Int32,  # index of the record within the poll
+        "index": pl.Int32,  # index of the event within its record
+        "event_id": pl.String,
+        "source": pl.String,
+        "occurred_at": INSTANT,
+        "customer": pl.String,
+        "request_id": pl.String,
+        "attempt": pl.Int16,
+        "product": pl.String,
+        "tier_sold": pl.String,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "pool": pl.String,
+        "ran_on": pl.String,
+        "billable": pl.Boolean,
+        "nonbillable_reason": pl.String,
+        "project": pl.String,
+        "seat": pl.String,
+        "usage_convention": pl.String,
+        "usage_source": pl.String,
+        "duration_ms": pl.Int32,
+        "input_tokens": pl.Int64,
+        "cache_read_tokens": pl.Int64,
+        "cache_write_5m_tokens": pl.Int64,
+        "cache_write_1h_tokens": pl.Int64,
+        "total_output_tokens": pl.Int64,
+        "reported_reasoning_tokens": pl.Int64,
+        "accelerator_ms": pl.Int64,
+    },
+    key=("record", "index"),
+    nullable=frozenset({"pool", "nonbillable_reason", "project", "seat", "duration_ms"}),
+)
+#: One row per acceptable event, counts as disjoint meters.
+EVENTS: Final = Frame(
+    "EVENTS",
+    {
+        "record": pl.Int32,
+        "index": pl.Int32,
+        "event_id": pl.String,
+        "source": pl.String,
+        "occurred_at": INSTANT,
+        **DIMENSIONS,
+        "request_id": pl.String,
+        "attempt": pl.Int16,
+        "nonbillable_reason": pl.String,
+        "project": pl.String,
+        "seat": pl.String,
+        "usage_source": pl.String,
+        "duration_ms": pl.Int32,
+        **dict.fromkeys(METERS, pl.Int32),
+    },
+    key=("record", "index"),
+    nullable=frozenset({"pool", "nonbillable_reason", "project", "seat", "duration_ms"}),
+    laws={"meters are not negative": pl.min_horizontal([pl.col(meter) for meter in METERS]) >= 0},
+)
+#: One row per record or event that cannot be accepted. `index` -1: the whole record.
+REJECTS: Final = Frame(
+    "REJECTS",
+    {
+        "record": pl.Int32,
+        "index": pl.Int32,
+        "code": pl.String,
+        "field": pl.String,  # the first offending field
+        "detail": pl.String,  # what is wrong and what would be right; never the value of an unknown field
+        "source": pl.String,
+        "event_id": pl.String,
+        "payload": pl.Binary,  # the bytes of the event, or of the whole record
+    },
+    key=("record", "index"),
+    nullable=frozenset({"field", "source", "event_id"}),
+)

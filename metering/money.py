@@ -1,0 +1,126 @@
+"""Money: exact decimals with 12 places, always beside a currency; and splits that lose nothing."""
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Final
+
+import polars as pl
+
+from metering.errors import BadInput
+
+#: Every amount in the house: 12 places hold quantity x price-per-million exactly (prices have 6 places).
+MONEY: Final = pl.Decimal(38, 12)
+#: The smallest amount that MONEY can name.
+QUANTUM: Final = Decimal(1).scaleb(-12)
+#: Prices are quoted per this many units of a meter.
+PRICE_UNITS: Final = 1_000_000
+ZERO: Final = Decimal(0)
+#: Largest amount, in units of currency. A sum of 10**12 such amounts still fits Int128, so no sum can wrap.
+AMOUNT_MAX: Final = 10**14
+#: Ratios have 6 places, rounded half-even from exact integers: they are shown and never computed with.
+RATIO: Final = pl.Decimal(38, 6)
+#: Largest quantity that may be summed, split or compared: everything below stays exact in Int128.
+EXACT_MAX: Final = 2**86
+
+_LIMB: Final = 2**40
+
+
+def _int128(value: int) -> pl.Expr:
+    return pl.lit(value, dtype=pl.Int128)
+
+
+def to_quanta(amount: pl.Expr) -> pl.Expr:
+    """MONEY -> Int128 count of QUANTUM, exactly."""
+    return amount.cast(MONEY).to_physical()
+
+
+def from_quanta(quanta: pl.Expr) -> pl.Expr:
+    """Int128 count of QUANTUM -> MONEY, exactly (polars raises beyond 10**14 units of currency)."""
+    return quanta.cast(MONEY) * pl.lit(QUANTUM, dtype=MONEY)
+
+
+def decimal_to_quanta(amount: Decimal) -> int:
+    """Count of QUANTUM in a Decimal; a finer amount is an assert, never a silent rounding."""
+    sign, digits, exponent = amount.as_tuple()
+    assert isinstance(exponent, int), f"{amount} is not a finite amount"
+    coefficient = int("".join(map(str, digits)))
+    if exponent >= -12:
+        quanta = coefficient * 10 ** (exponent + 12)
+    else:
+        quanta, finer = divmod(coefficient, 10 ** (-12 - exponent))
+        assert finer == 0, f"{amount} is finer than {QUANTUM}"
+    return -quanta if sign else quanta
+
+
+def refuse_beyond(frame: pl.DataFrame, column: str, limit: int, remedy: str) -> pl.DataFrame:
+    """Return `frame`, or raise BadInput naming the first row whose |column| exceeds `limit`."""
+    beyond = frame.filter(pl.col(column).abs() > pl.lit(limit, dtype=frame.schema[column]))
+    if beyond.height:
+        raise BadInput(f"{column} is beyond {limit:,} in {beyond.row(0, named=True)}; {remedy}")
+    return frame
+
+
+def multiply_divide(factor: pl.Expr, weight: pl.Expr, weights: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
+    """Quotient and remainder of factor x weight / weights, exactly, although the product may exceed Int128.
+
+    Needs 0 <= factor < 2**120, 0 <= weight <= weights, 0 < weights <= EXACT_MAX. Long division in three
+    limbs of 40 bits: every intermediate stays below weights x 2**41 <= 2**127.
+    """
+    limb = _int128(_LIMB)
+    high, middle, low = factor // (limb * limb), (factor // limb) % limb, factor % limb
+    product = high * weight
+    quotient, remainder = product // weights, product % weights
+    for part in (middle, low):
+        product = remainder * limb + part * weight
+        quotient, remainder = quotient * limb + product // weights, product % weights
+    return quotient, remainder
+
+
+def split_largest_remainder(
+    frame: pl.DataFrame, *, group: list[str], total: str, weight: str, tie_break: list[str], into: str
+) -> pl.DataFrame:
+    """Split an Int128 `total` (the same on every row of a group) over the rows by Int128 `weight`.
+
+    Each row gets floor(total x weight / sum of weights); the units left over go one each to the rows with
+    the largest remainder, ties in the order of `tie_break`. The parts of a group sum to its total exactly.
+    Weights are >= 0 and every group's weights sum to > 0 and at most EXACT_MAX; 0 <= total < 2**120.
+    The rows come back in no particular order.
+    """
+    frame = frame.with_columns(pl.col(weight).sum().over(group).alias("_weights"))
+    if frame.height:
+        assert frame.select((pl.col(weight).min() >= 0) & (pl.col("_weights").min() > 0)).item(), (
+            f"{weight}: weights must be >= 0 and sum to more than 0 in every group of {group}"
+        )
+        assert frame.select((pl.col(total).min() >= 0) & (pl.col(total).max() < 2**120)).item(), total
+        refuse_beyond(frame, "_weights", EXACT_MAX, f"such {weight} cannot be split exactly")
+    quotient, remainder = multiply_divide(pl.col(total), pl.col(weight), pl.col("_weights"))
+    rows = frame.with_columns(quotient.alias("_floor"), remainder.alias("_remainder")).sort(
+        [*group, "_remainder", *tie_break],
+        descending=[False] * len(group) + [True] + [False] * len(tie_break),
+    )
+    left = pl.col(total) - pl.col("_floor").sum().over(group)
+    rank = pl.int_range(pl.len()).over(group)
+    return rows.with_columns((pl.col("_floor") + (rank < left).cast(pl.Int128)).alias(into)).drop(
+        "_weights", "_floor", "_remainder"
+    )
+
+
+def ratio(numerator: pl.Expr, denominator: pl.Expr) -> pl.Expr:
+    """numerator / denominator (both Int128) as RATIO, half-even; null where the denominator is <= 0.
+
+    |numerator| must stay below 2**106.
+    """
+    scaled = numerator * _int128(10**6)
+    floor, remainder = scaled // denominator, scaled % denominator
+    twice = remainder * _int128(2)
+    up = (twice > denominator) | ((twice == denominator) & (floor % _int128(2) == 1))
+    micro = floor + up.cast(pl.Int128)
+    return (
+        pl.when(denominator > 0)
+        .then(micro.cast(RATIO) * pl.lit(Decimal("0.000001"), dtype=RATIO))
+        .otherwise(pl.lit(None, dtype=RATIO))
+    )
+
+
+def round_to_minor_unit(amount: Decimal, minor_digits: int = 2) -> Decimal:
+    """Round once, when a line is issued: half-even to the currency's minor unit."""
+    return amount.quantize(Decimal(1).scaleb(-minor_digits), rounding=ROUND_HALF_EVEN)
