@@ -1,0 +1,1 @@
+"""Postgres: the only hall that speaks SQL."""

@@ -1,0 +1,366 @@
+"""Every table, as SQLAlchemy Core metadata: what the migrations must add up to (`alembic check` compares)."""
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Sequence,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from metering.meters import METERS
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+#: Tables whose children alembic must not see.
+PARTITIONED: Final = ("usage_events", "rejects", "conflicts")
+
+
+def _instant() -> DateTime:
+    return DateTime(timezone=True)
+
+
+def _required(name: str, kind: Any, **options: Any) -> Column[Any]:
+    return Column(name, kind, nullable=False, **options)
+
+
+# ---- the usage ledger and what surrounds it ------------------------------------------------------------
+
+ledger_floor = Table(
+    "ledger_floor",
+    metadata,
+    _required("only_row", Boolean, server_default=text("true"), primary_key=True),
+    _required("floor_at", _instant()),
+    CheckConstraint("only_row", name="only_row"),
+)
+sources = Table(
+    "sources",
+    metadata,
+    _required("source_id", Integer, primary_key=True, server_default=Identity(always=True)),
+    _required("source", Text, unique=True),
+    CheckConstraint("source_id > 0", name="source_id"),
+)
+projects = Table(
+    "projects",
+    metadata,
+    _required("project_id", Integer, primary_key=True, server_default=Identity(always=True)),
+    _required("project", Text, unique=True),
+)
+seats = Table(
+    "seats",
+    metadata,
+    _required("seat_id", Integer, primary_key=True, server_default=Identity(always=True)),
+    _required("seat", Text, unique=True),
+)
+series = Table(
+    "series",
+    metadata,
+    _required("series_id", Integer, primary_key=True, server_default=Identity(always=True)),
+    _required("series_digest", Uuid, unique=True),
+    _required("customer", Text),
+    _required("product", Text),
+    _required("tier_sold", Text),
+    _required("provider", Text),
+    _required("model_served", Text),
+    _required("tier_served", Text),
+    _required("region", Text),
+    Column("pool", Text),
+    _required("ran_on", Text),
+    _required("counts_for", Text),
+    _required("context_breakpoint", Integer),
+    CheckConstraint("ran_on IN ('pool', 'overflow', 'on_demand')", name="ran_on"),
+    CheckConstraint("counts_for IN ('charge_and_cost', 'cost', 'charge')", name="counts_for"),
+    CheckConstraint("ran_on = 'on_demand' OR pool IS NOT NULL", name="pool"),
+)
+usage_events = Table(
+    "usage_events",
+    metadata,
+    # 16- and 8-byte columns first: no padding between them
+    _required("event_key", Uuid),
+    _required("request_key", Uuid),
+    _required("occurred_at", _instant()),
+    _required("digest", BigInteger),
+    _required("batch_id", BigInteger),
+    _required("source_id", Integer),
+    _required("ordinal", Integer),
+    _required("series_id", Integer),
+    _required("project_id", Integer),
+    _required("seat_id", Integer),
+    Column("duration_ms", Integer),
+    *(_required(meter, Integer) for meter in METERS),
+    _required("attempt", SmallInteger),
+    _required("event_type", SmallInteger),
+    _required("usage_source", SmallInteger),
+    _required("nonbillable_reason", SmallInteger),
+    _required("digest_version", SmallInteger),
+    _required("event_id", Text),
+    PrimaryKeyConstraint("event_key", "source_id"),
+    CheckConstraint("source_id <> 0", name="source_id"),
+    CheckConstraint(
+        f"CASE WHEN source_id > 0 THEN least({', '.join(METERS)}) >= 0"
+        f" ELSE greatest({', '.join(METERS)}) <= 0 END",
+        name="sign",
+    ),
+    Index(None, "batch_id"),
+    postgresql_partition_by="RANGE (event_key)",
+)
+stream_positions = Table(
+    "stream_positions",
+    metadata,
+    _required("intake_id", Integer, primary_key=True, server_default=Identity(always=True)),
+    _required("kind", Text),
+    Column("topic", Text),
+    Column("topic_uuid", Uuid),
+    Column("partition", Integer),
+    _required("epoch", BigInteger, server_default=text("0")),
+    _required("next_offset", BigInteger),
+    _required("next_sequence", BigInteger, server_default=text("0")),
+    _required("chain_head", LargeBinary),
+    Column("seen_until", _instant()),
+    Column("owner", Text),
+    Column("owner_pid", Integer),
+    Column("owner_started_at", _instant()),
+    Column("retired_at", _instant()),
+    UniqueConstraint("topic_uuid", "partition"),
+    CheckConstraint("kind IN ('kafka', 'replay', 'settle', 'adjustments', 'bills')", name="kind"),
+    CheckConstraint(
+        "(kind = 'kafka') = (topic IS NOT NULL AND topic_uuid IS NOT NULL AND partition IS NOT NULL)", name="kafka"
+    ),
+    CheckConstraint("next_offset >= 0 AND next_sequence >= 0 AND epoch >= 0", name="not_negative"),
+)
+batch_ids = Sequence("ingest_batches_batch_id_seq", metadata=metadata, data_type=BigInteger)
+ingest_batches = Table(
+    "ingest_batches",
+    metadata,
+    _required("batch_id", BigInteger, primary_key=True, autoincrement=False),
+    _required("intake_id", Integer),
+    _required("sequence", BigInteger),
+    _required("epoch", BigInteger),
+    _required("first_offset", BigInteger),
+    _required("next_offset", BigInteger),
+    _required("records", Integer),
+    _required("received", Integer),
+    _required("accepted", Integer),
+    _required("duplicate", Integer),
+    _required("conflict", Integer),
+    _required("rejected", Integer),
+    _required("unknown_fields", BigInteger),
+    Column("appended_until", _instant()),
+    _required("committed_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("chain_version", SmallInteger),
+    _required("root", LargeBinary),
+    _required("previous_head", LargeBinary),
+    _required("head", LargeBinary),
+    UniqueConstraint("intake_id", "sequence"),
+    CheckConstraint("received = accepted + duplicate + conflict + rejected", name="complete"),
+    CheckConstraint("least(records, accepted, duplicate, conflict, rejected) >= 0", name="not_negative"),
+    CheckConstraint("next_offset >= first_offset", name="forward"),
+    CheckConstraint("length(root) = 32 AND length(previous_head) = 32 AND length(head) = 32", name="chain"),
+)
+
+
+def _reject_columns(identity: str, at: str) -> list[Any]:
+    return [
+        _required(identity, BigInteger, server_default=Identity(always=True)),
+        _required(at, _instant(), server_default=text("clock_timestamp()")),
+        _required("batch_id", BigInteger),
+        _required("intake_id", Integer),
+        _required("record_offset", BigInteger),
+        _required("index", Integer),
+        Column("source", Text),
+        Column("event_id", Text),
+        _required("payload", LargeBinary),
+        _required("payload_bytes", Integer),
+        _required("payload_sha256", LargeBinary),
+        PrimaryKeyConstraint(at, identity),
+        Index(None, "batch_id"),
+    ]
+
+
+rejects = Table(
+    "rejects",
+    metadata,
+    *_reject_columns("reject_id", "rejected_at"),
+    _required("code", Text),
+    Column("field", Text),
+    _required("detail", Text),
+    postgresql_partition_by="RANGE (rejected_at)",
+)
+conflicts = Table(
+    "conflicts",
+    metadata,
+    *_reject_columns("conflict_id", "conflicted_at"),
+    _required("event_key", Uuid),
+    _required("source_id", Integer),
+    _required("accepted_digest", BigInteger),
+    _required("refused_digest", BigInteger),
+    postgresql_partition_by="RANGE (conflicted_at)",
+)
+source_stops = Table(
+    "source_stops",
+    metadata,
+    _required("source_stop_id", BigInteger, primary_key=True, server_default=Identity(always=True)),
+    _required("source", Text),
+    _required("stopped", Boolean),
+    _required("changed_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("reason", Text),
+    Column("intervention_id", BigInteger),
+    Index(None, "source", "source_stop_id"),
+)
+interventions = Table(
+    "interventions",
+    metadata,
+    _required("intervention_id", BigInteger, primary_key=True, autoincrement=False),
+    _required("intervened_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("kind", Text),
+    _required("by", Text),
+    _required("reason", Text),
+    _required("details", JSONB),
+    _required("previous_head", LargeBinary),
+    _required("head", LargeBinary),
+    CheckConstraint("kind IN ('adopt', 'skip', 'gap', 'resume')", name="kind"),
+    CheckConstraint("length(trim(reason)) > 0 AND length(trim(by)) > 0", name="named"),
+)
+
+# ---- derived: rollups and points of knowledge ----------------------------------------------------------
+
+_sums = ("requests", *METERS)
+usage_quarters = Table(
+    "usage_quarters",
+    metadata,
+    _required("quarter_start", _instant()),
+    _required("series_id", Integer),
+    _required("interval_id", BigInteger),
+    *(_required(name, BigInteger) for name in _sums),
+    PrimaryKeyConstraint("quarter_start", "series_id", "interval_id"),
+)
+pool_minutes = Table(
+    "pool_minutes",
+    metadata,
+    _required("minute", _instant()),
+    _required("pool", Text),
+    _required("ran_on", Text),
+    _required("model_served", Text),
+    _required("tier_served", Text),
+    _required("region", Text),
+    _required("context_breakpoint", Integer),
+    _required("interval_id", BigInteger),
+    *(_required(name, BigInteger) for name in _sums),
+    PrimaryKeyConstraint(
+        "minute", "pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint", "interval_id"
+    ),
+)
+fold_positions = Table(
+    "fold_positions",
+    metadata,
+    _required("intake_id", Integer, primary_key=True, autoincrement=False),
+    _required("next_sequence", BigInteger),
+)
+watermarks = Table(
+    "watermarks",
+    metadata,
+    _required("watermark_id", BigInteger, primary_key=True, autoincrement=False),
+    _required("pinned_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("positions", JSONB),
+    _required("catalog_revision", Integer),
+    _required("program_version", Text),
+    Column("complete_until", _instant()),
+    _required("reason", Text),
+    _required("previous_head", LargeBinary),
+    _required("head", LargeBinary),
+    CheckConstraint("watermark_id > 0", name="watermark_id"),
+)
+
+# ---- books ---------------------------------------------------------------------------------------------
+
+catalog_revisions = Table(
+    "catalog_revisions",
+    metadata,
+    _required("catalog_revision", Integer, primary_key=True, autoincrement=False),
+    _required("applied_at", _instant()),
+    _required("applied_by", Text),
+    _required("reason", Text),
+    _required("program_version", Text),
+    _required("digest", LargeBinary),
+    _required("previous_head", LargeBinary),
+    _required("head", LargeBinary),
+    CheckConstraint("catalog_revision > 0", name="catalog_revision"),
+)
+catalog_objects = Table(
+    "catalog_objects",
+    metadata,
+    _required("kind", Text),
+    _required("name", Text),
+    _required("catalog_revision", Integer),
+    Column("ended_at", _instant()),
+    _required("file", Text),
+    _required("line", Integer),
+    _required("body", JSONB),
+    _required("digest", LargeBinary),
+    PrimaryKeyConstraint("kind", "name", "catalog_revision"),
+)
+
+# ---- alerts and what leaves by webhook -----------------------------------------------------------------
+
+alerts = Table(
+    "alerts",
+    metadata,
+    _required("rule", Text),
+    _required("scope", Text),
+    _required("sequence", Integer),
+    _required("state", Text),
+    _required("changed_at", _instant()),
+    _required("period", Text),
+    Column("watermark_id", BigInteger),
+    _required("details", JSONB),
+    PrimaryKeyConstraint("rule", "scope", "sequence"),
+    CheckConstraint("sequence > 0", name="sequence"),
+    # odd entries open, even ones resolve: a second open alert of one rule and scope cannot be written
+    CheckConstraint("state = CASE sequence % 2 WHEN 1 THEN 'opened' ELSE 'resolved' END", name="state"),
+)
+outbox = Table(
+    "outbox",
+    metadata,
+    _required("outbox_id", BigInteger, primary_key=True, server_default=Identity(always=True)),
+    _required("created_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("rule", Text),
+    _required("scope", Text),
+    _required("sequence", Integer),
+    _required("message", JSONB),
+)
+outbox_attempts = Table(
+    "outbox_attempts",
+    metadata,
+    _required("outbox_id", BigInteger),
+    _required("attempt", Integer),
+    _required("attempted_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("outcome", Text),
+    Column("status", Integer),
+    Column("retry_at", _instant()),
+    _required("detail", Text),
+    PrimaryKeyConstraint("outbox_id", "attempt"),
+    CheckConstraint("outcome IN ('delivered', 'retry', 'given_up')", name="outcome"),
+)
