@@ -1,0 +1,59 @@
+"""The `metering` command: one module per group of commands; heavy imports happen inside the commands."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from metering import __version__
+from metering.errors import MeteringError
+
+app = typer.Typer(
+    name="metering",
+    help="Which customers are served at a profit, and how well contracted compute is used.",
+    epilog="Start with `metering demo`. Settings come from METERING_* variables: `metering settings` lists them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"metering {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Usage metering: Kafka events to cost, margin and utilization per customer."""
+
+
+def _mount() -> None:
+    from metering.cli import catalog, demo, events, knowledge, ledger, reports, sandbox, work
+
+    ledger.mount(app)
+    app.add_typer(catalog.app, name="catalog")
+    events.mount(app)
+    app.add_typer(work.app, name="work")
+    reports.mount(app)
+    knowledge.mount(app)
+    app.add_typer(sandbox.app, name="sandbox")
+    demo.mount(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an error of the house becomes its message on stderr and its exit code."""
+    _mount()
+    try:
+        app(args=arguments, prog_name="metering", standalone_mode=True)
+    except MeteringError as error:
+        typer.echo(f"metering: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # the reader of a pipe has seen enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,100 @@
+"""Commands that bring up and tend the ledger: init, partitions, stream, settings."""
+
+from datetime import date
+
+import typer
+
+from metering.errors import BadInput
+
+partitions_app = typer.Typer(help="Days of the ledger.", no_args_is_help=True)
+stream_app = typer.Typer(help="Recorded interventions in what is read. Each needs a reason.", no_args_is_help=True)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("init")(init)
+    app.command("settings")(show_settings)
+    app.add_typer(partitions_app, name="partitions")
+    app.add_typer(stream_app, name="stream")
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise BadInput(f"'{text}' is not a day; give YYYY-MM-DD") from None
+
+
+def init(
+    ledger_from: str = typer.Option(
+        "", "--ledger-from", metavar="DATE", help="First day that a new ledger takes events for (35 days ago by default)."
+    ),
+) -> None:
+    """Bring an empty database and the Kafka topic to the current version. Safe to run again."""
+    from metering.settings import settings
+    from workers import provision
+
+    for line in provision.provision(settings(), _day(ledger_from) if ledger_from else None):
+        typer.echo(line, err=True)
+
+
+@partitions_app.command("ensure")
+def ensure(
+    first: str = typer.Argument(metavar="FROM", help="First day, YYYY-MM-DD (UTC)."),
+    until: str = typer.Argument(metavar="UNTIL", help="The day after the last one."),
+) -> None:
+    """Make the ledger's partitions of past days, lowering the ledger's floor to FROM."""
+    from metering.settings import settings
+    from workers import provision
+
+    made = provision.ensure_days(settings(), _day(first), _day(until))
+    typer.echo(f"{len(made)} days made" + (f": {made[0]} to {made[-1]}" if made else ", all were there"), err=True)
+
+
+@stream_app.command("adopt")
+def adopt(
+    reason: str = typer.Option(..., "--reason", help="Why the new topic takes the place of the old one."),
+) -> None:
+    """Begin with a topic that was deleted and made again: from the first offset that it holds."""
+    from metering.settings import settings
+    from workers import provision
+
+    for line in provision.adopt_topic(settings(), reason):
+        typer.echo(line, err=True)
+
+
+@stream_app.command("resume")
+def resume(
+    source: str = typer.Argument(help="The source that was stopped."),
+    reason: str = typer.Option(..., "--reason", help="What was found and mended."),
+) -> None:
+    """Let a stopped source go on."""
+    from metering.settings import settings
+    from workers import provision
+
+    typer.echo(provision.resume_source(settings(), source, reason), err=True)
+
+
+def show_settings() -> None:
+    """List every setting: its variable, its value now, and what it means."""
+    from pydantic import SecretStr
+    from rich.console import Console
+    from rich.table import Table
+
+    from metering.settings import Settings, settings
+
+    now = settings()
+    console = Console()
+    if not console.is_terminal:
+        for name, field in Settings.model_fields.items():
+            value = getattr(now, name)
+            shown = "(secret)" if isinstance(value, SecretStr) else value
+            typer.echo(f"METERING_{name.upper()}\t{shown}\t{field.description}")
+        return
+    table = Table("variable", "value", "meaning", box=None, header_style="bold")
+    for name, field in Settings.model_fields.items():
+        value = getattr(now, name)
+        table.add_row(
+            f"METERING_{name.upper()}", "(secret)" if isinstance(value, SecretStr) else str(value), field.description
+        )
+    console.print(table)

@@ -1,0 +1,53 @@
+"""Commands that run the workers in the foreground; SIGTERM finishes the work in hand and leaves."""
+
+import typer
+
+app = typer.Typer(help="Run a worker. Any number of `ingest`; one `fold`.", no_args_is_help=True)
+
+_UNTIL_IDLE = typer.Option(False, "--until-idle", help="Stop when there is nothing left to do.")
+
+
+@app.command("ingest")
+def ingest(until_idle: bool = _UNTIL_IDLE) -> None:
+    """Read events from Kafka into the ledger, exactly once."""
+    from metering.settings import settings
+    from workers import ingest as worker
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    totals = worker.work(settings(), until_idle=until_idle)
+    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("accepted", "duplicate", "conflict", "rejected"))
+    typer.echo(f"{totals['records']:,} records: {counts}", err=True)
+
+
+@app.command("fold")
+def fold(until_idle: bool = _UNTIL_IDLE) -> None:
+    """Fold new ledger rows into the rollups, every second when there is something new."""
+    from metering.settings import settings
+    from workers import fold as worker
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    worker.run(settings=settings(), until_idle=until_idle)
+
+
+@app.command("evaluate")
+def evaluate(until_idle: bool = _UNTIL_IDLE) -> None:
+    """Open and resolve alerts on the open month, every minute."""
+    from metering.settings import settings
+    from workers import evaluate as worker
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    worker.run(settings=settings(), until_idle=until_idle)
+
+
+@app.command("deliver")
+def deliver(until_idle: bool = _UNTIL_IDLE) -> None:
+    """Post what is in the outbox to Slack, once a second at most."""
+    from metering.settings import settings
+    from workers import deliver as worker
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    worker.run(settings=settings(), until_idle=until_idle)

@@ -1,0 +1,1 @@
+"""What leaves the house: tables, files and Slack messages."""

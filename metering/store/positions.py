@@ -1,0 +1,205 @@
+"""Positions: how far each intake has been read, who may move it, and which records were moved past by hand."""
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from psycopg.errors import LockNotAvailable
+from sqlalchemy import Connection, text
+
+from metering.errors import BadInput, Unavailable, WrongWorld
+from metering.store.chain import GENESIS, head
+
+_CLAIM_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to append what an intake brings, from a position on, until somebody claims it anew."""
+
+    intake_id: int
+    topic_uuid: UUID
+    partition: int
+    epoch: int
+    next_offset: int
+    next_sequence: int
+    chain_head: bytes
+
+
+def register(connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int]) -> list[int]:
+    """Give every partition of a topic a position, where it has none; returns the partitions that got one.
+
+    A partition begins at the first offset that the log still holds. Raises WrongWorld when positions of
+    another topic of that name exist: then the topic was deleted and made again.
+    """
+    others = connection.execute(
+        text(
+            "SELECT DISTINCT topic_uuid FROM stream_positions "
+            "WHERE topic = :topic AND topic_uuid <> :uuid AND retired_at IS NULL"
+        ),
+        {"topic": topic, "uuid": topic_uuid},
+    ).scalars()
+    for other in others:
+        raise WrongWorld(remade(topic, other, topic_uuid))
+    return _insert(connection, topic, topic_uuid, first_offsets)
+
+
+def remade(topic: str, stored: object, found: object) -> str:
+    """The message for a topic that is not the one whose positions are stored."""
+    return (
+        f"topic '{topic}' was deleted and made again: positions are stored for the topic with UUID {stored}, the broker "
+        f"now has {found}. Records that were not read are gone with the old one. If that is understood, run "
+        "`metering stream adopt --reason ...` to begin with the new topic"
+    )
+
+
+def _insert(connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int]) -> list[int]:
+    added = []
+    for partition, offset in sorted(first_offsets.items()):
+        made = connection.execute(
+            text(
+                "INSERT INTO stream_positions (kind, topic, topic_uuid, partition, next_offset, chain_head) "
+                "VALUES ('kafka', :topic, :uuid, :partition, :offset, :genesis) "
+                "ON CONFLICT (topic_uuid, partition) DO NOTHING RETURNING intake_id"
+            ),
+            {"topic": topic, "uuid": topic_uuid, "partition": partition, "offset": offset, "genesis": GENESIS},
+        ).scalar_one_or_none()
+        if made is not None:
+            added.append(partition)
+    return added
+
+
+def adopt(
+    connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int], *, by: str, reason: str
+) -> list[int]:
+    """Begin with another topic of the same name: retire the old positions, give the new partitions theirs.
+
+    Recorded as an intervention, chained. Raises BadInput without a reason or when there is nothing to adopt.
+    The caller commits; if the process dies before that, nothing has changed.
+    """
+    if not reason.strip():
+        raise BadInput("--reason is empty; say why the new topic takes the place of the old one")
+    old = connection.execute(
+        text(
+            "UPDATE stream_positions SET retired_at = clock_timestamp(), epoch = epoch + 1 "
+            "WHERE topic = :topic AND topic_uuid <> :uuid AND retired_at IS NULL "
+            "RETURNING intake_id, topic_uuid, partition, next_offset"
+        ),
+        {"topic": topic, "uuid": topic_uuid},
+    ).all()
+    if not old:
+        raise BadInput(f"there is nothing to adopt: the stored positions are those of topic '{topic}' as it is now")
+    added = _insert(connection, topic, topic_uuid, first_offsets)
+    details = {
+        "topic": topic,
+        "topic_uuid": str(topic_uuid),
+        "retired": [[row.intake_id, str(row.topic_uuid), row.partition, row.next_offset] for row in sorted(old)],
+        "first_offsets": {str(partition): first_offsets[partition] for partition in added},
+    }
+    intervene(connection, "adopt", by=by, reason=reason, details=details)
+    return added
+
+
+def intervene(connection: Connection, kind: str, *, by: str, reason: str, details: Mapping[str, Any]) -> int:
+    """Append an intervention: who did what, why, to which offsets; chained to the one before."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('interventions'))"))
+    last = connection.execute(
+        text("SELECT intervention_id, head FROM interventions ORDER BY intervention_id DESC LIMIT 1")
+    ).one_or_none()
+    number, previous = (last.intervention_id + 1, bytes(last.head)) if last else (1, GENESIS)
+    content = json.dumps(details, sort_keys=True, separators=(",", ":"))
+    connection.execute(
+        text(
+            "INSERT INTO interventions (intervention_id, kind, by, reason, details, previous_head, head) "
+            "VALUES (:number, :kind, :by, :reason, CAST(:details AS jsonb), :previous, :head)"
+        ),
+        {
+            "number": number,
+            "kind": kind,
+            "by": by,
+            "reason": reason,
+            "details": json.dumps(details),
+            "previous": previous,
+            "head": head("metering intervention", previous, number, kind, by, reason, content),
+        },
+    )
+    return number
+
+
+def operator_name() -> str:
+    """Who is at work, for the record of an intervention or a catalog revision."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):
+        return f"unknown@{socket.gethostname()}"
+
+
+def worker_name() -> str:
+    """This worker, as it appears as the owner of a partition."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def claim(
+    connection: psycopg.Connection[tuple[Any, ...]], topic_uuid: UUID, partition: int, *, role: str, owner: str
+) -> Claim:
+    """Take a partition over: from here on every older claim is fenced.
+
+    A row lock that does not come within `lock_timeout` is held by a stalled owner (no timeout of Postgres
+    reaches a client that stands still inside COPY): if the stored backend is still that process, it is
+    terminated and the claim tried again. Commits. Raises WrongWorld when the partition has no position.
+    """
+    for _ in range(_CLAIM_ATTEMPTS):
+        try:
+            row = connection.execute(
+                "UPDATE stream_positions SET epoch = epoch + 1, owner = %s, owner_pid = pg_backend_pid(), "
+                "owner_started_at = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()) "
+                "WHERE topic_uuid = %s AND partition = %s AND retired_at IS NULL "
+                "RETURNING intake_id, epoch, next_offset, next_sequence, chain_head",
+                (owner, topic_uuid, partition),
+            ).fetchone()
+        except LockNotAvailable:
+            _terminate_owner(connection, topic_uuid, partition, role)
+            continue
+        if row is None:
+            raise WrongWorld(
+                f"partition {partition} of the topic has no position; nothing enters without one. "
+                "Run `metering init` (the topic may have been given more partitions)"
+            )
+        return Claim(row[0], topic_uuid, partition, row[1], row[2], row[3], bytes(row[4]))
+    raise Unavailable(f"partition {partition}: its position stays locked by another session")
+
+
+def _terminate_owner(
+    connection: psycopg.Connection[tuple[Any, ...]], topic_uuid: UUID, partition: int, role: str
+) -> None:
+    """End the backend that stands in the row as its owner, if it is still the same one."""
+    # terminating a session takes the rights of its login user, which the worker's role does not have
+    connection.execute("SET ROLE NONE")
+    try:
+        connection.execute(
+            "SELECT pg_terminate_backend(a.pid, 2000) FROM stream_positions p JOIN pg_stat_activity a "
+            "ON a.pid = p.owner_pid AND a.backend_start = p.owner_started_at AND a.pid <> pg_backend_pid() "
+            "WHERE p.topic_uuid = %s AND p.partition = %s",
+            (topic_uuid, partition),
+        )
+    finally:
+        connection.execute(f"SET ROLE {role}")
+
+
+def seen(connection: psycopg.Connection[tuple[Any, ...]], held: Claim, seen_until: datetime) -> bool:
+    """Note that an idle partition has been read to its end as of `seen_until`; False when fenced."""
+    return (
+        connection.execute(
+            "UPDATE stream_positions SET seen_until = greatest(seen_until, %s) "
+            "WHERE intake_id = %s AND epoch = %s AND next_offset = %s",
+            (seen_until, held.intake_id, held.epoch, held.next_offset),
+        ).rowcount
+        == 1
+    )

@@ -1,0 +1,1 @@
+"""Kafka: the only hall that imports kafka."""
