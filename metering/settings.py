@@ -1,6 +1,7 @@
 """Settings: everything that has a limit, with its name and unit, read once from the environment."""
 
 from decimal import Decimal
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from metering.errors import BadInput
 
 #: The sandbox leaves its addresses here; used where the environment does not say otherwise.
-SANDBOX_ENV = Path("var/sandbox/env")
+SANDBOX_ENV = Path(os.environ.get("METERING_SANDBOX_DIR") or "var/sandbox") / "env"
 
 
 class Settings(BaseSettings):

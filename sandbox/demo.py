@@ -1,0 +1,290 @@
+"""The demo: one synthetic day of an AI company, from Kafka records to a margin report and a Slack alert."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.rule import Rule
+from rich.table import Table
+from sqlalchemy import text
+
+from metering.errors import BadInput, MeteringError
+from metering.periods import parse_period
+from metering.settings import Settings, read_settings
+from metering.store import postgres
+from sandbox import servers, slack
+from sandbox.workload import Expectation, Workload
+from workers import reports
+from workers.send import send_lines
+
+EVENTS: Final = 320_000
+SEED: Final = 7
+WORKERS: Final = 2
+CATALOG: Final = Path(__file__).resolve().parent.parent / "examples" / "catalog"
+_OUTCOMES: Final = ("received", "accepted", "duplicate", "conflict", "rejected")
+
+
+@dataclass
+class Demo:
+    """One telling of the story, in a sandbox folder; what it has done already it does not do again."""
+
+    folder: Path
+    events: int
+    console: Console
+    settings: Settings
+    day: date
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the commands that the demo runs."""
+        addresses = servers.addresses(self.folder)
+        return {**os.environ, **addresses.variables(), "METERING_LOG_LEVEL": "warning"}
+
+    def chapter(self, title: str) -> None:
+        """A heading."""
+        self.console.print()
+        self.console.print(Rule(f"[bold]{title}", align="left", style="dim"))
+
+    def run(self, *arguments: str, show: bool = True) -> str:
+        """Run one `metering` command as a user would type it; its output, or its error as ours."""
+        if show:
+            self.console.print(f"[dim]$ metering {' '.join(arguments)}[/]", highlight=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "metering", *arguments],
+            env={**self.environment(), "COLUMNS": str(self.console.width), **_color(self.console)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise MeteringError(f"`metering {' '.join(arguments)}` failed:\n{done.stderr.strip()}")
+        return done.stdout
+
+    def report(self, *arguments: str) -> None:
+        """Run a report and print it."""
+        sys.stdout.write(self.run(*arguments))
+        sys.stdout.flush()
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """A spinner while something takes its time, and how long it took."""
+        began = time.monotonic()
+        with self.console.status(what):
+            yield
+        self.console.print(f"{what} [dim]{time.monotonic() - began:.1f} s[/]", highlight=False)
+
+
+def demo_day(settings: Settings, now: datetime) -> date:
+    """The last UTC day that ended before now less the allowed lateness: its numbers are complete."""
+    return (now - timedelta(seconds=settings.allowed_lateness_seconds)).date() - timedelta(days=1)
+
+
+def tell(folder: Path, events: int, now: datetime) -> None:
+    """Tell the whole story. A second run in the same folder reuses what is there."""
+    if not CATALOG.is_dir():
+        raise BadInput(f"{CATALOG} is not there: the demo needs the examples of a source checkout")
+    began = time.monotonic()
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print("[bold]metering[/]: which customers are served at a profit, and how well is contracted compute used?")
+    with console.status("starting Postgres and Kafka on loopback") as status:
+        addresses = servers.up(folder, lambda line: status.update(line))
+    settings = read_settings(
+        database_url=addresses.database_url,
+        kafka_bootstrap=addresses.kafka_bootstrap,
+        slack_webhook_url=addresses.slack_webhook_url,
+    )
+    demo = Demo(folder, events, console, settings, demo_day(settings, now))
+    console.print(f"Postgres, Kafka and a stand-in for Slack are up in {folder} [dim]{time.monotonic() - began:.1f} s[/]")
+
+    demo.chapter("A database, a topic, a catalog")
+    demo.run("init")
+    applied = demo.run("catalog", "apply", _shown(CATALOG), "--yes", "--reason", "demo")
+    console.print(applied.strip().splitlines()[-1] if applied.strip() else "the catalog is in force", highlight=False)
+
+    rate = _events(demo)
+    _margin(demo)
+    _capacity(demo)
+    _refused(demo)
+    _alert(demo)
+    _export(demo)
+    demo.chapter("How fast")
+    if rate:
+        console.print(rate, highlight=False)
+    console.print(f"The whole story took {time.monotonic() - began:.0f} s.", highlight=False)
+    demo.chapter("Try next")
+    command = ".venv/bin/metering" if Path(".venv/bin/metering").exists() else "metering"
+    for line in (
+        f"{command} report now",
+        f"{command} report margin --period {demo.day} --by customer,product",
+        f"{command} verify",
+    ):
+        console.print(f"  {line}", highlight=False)
+    console.print(f"\nThe servers go on running; `{command} sandbox down` stops them.", style="dim", highlight=False)
+
+
+def _shown(path: Path) -> str:
+    """A path as a person here would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _color(console: Console) -> dict[str, str]:
+    return {"FORCE_COLOR": "1"} if console.is_terminal else {}
+
+
+# ---- the events of a day -------------------------------------------------------------------------------
+
+
+def _events(demo: Demo) -> str:
+    """Produce the day, read it with two workers, fold it; returns how fast that went ('' if it was there)."""
+    demo.chapter(f"A day of traffic: {demo.day}")
+    told = demo.folder / f"demo-{demo.day}-{demo.events}.json"
+    if told.exists():
+        expected = Expectation(**json.loads(told.read_text()))
+        demo.console.print("This day is in the ledger already; it is not sent again.")
+        _identity(demo, expected)
+        return ""
+    with demo.working(f"inventing {demo.events:,} requests of a dozen customers"):
+        workload = Workload(demo.day, demo.events, SEED)
+        expected = workload.expectation()
+    with demo.working(f"sending {expected.lines:,} events, 100 in a record"):
+        send_lines(demo.settings, workload.lines(), "workload", raw=True)
+    began = time.monotonic()
+    with demo.working(f"{WORKERS} ingest workers read them into the ledger"):
+        _ingest(demo)
+    ingested = time.monotonic() - began
+    began = time.monotonic()
+    with demo.working("folding the ledger into quarter hours and pool minutes"):
+        demo.run("work", "fold", "--until-idle", show=False)
+    folded = time.monotonic() - began
+    _identity(demo, expected)
+    told.write_text(json.dumps(vars(expected)))
+    return (
+        f"{expected.lines:,} events were read exactly once in {ingested:.1f} s, the start of {WORKERS} processes included: "
+        f"{expected.lines / ingested:,.0f} events/s; folded in {folded:.1f} s. `make bench` measures it properly."
+    )
+
+
+def _ingest(demo: Demo) -> None:
+    command = [sys.executable, "-m", "metering", "work", "ingest", "--until-idle"]
+    workers = [
+        subprocess.Popen(command, env=demo.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(WORKERS)
+    ]
+    for worker in workers:
+        _, said = worker.communicate()
+        if worker.returncode:
+            raise MeteringError(f"an ingest worker failed:\n{said.strip()}")
+
+
+def _identity(demo: Demo, expected: Expectation) -> None:
+    """Print that nothing was lost, by the ledger's own count and by the generator's."""
+    with postgres.reading(demo.settings) as connection:
+        row = connection.execute(
+            text(f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in _OUTCOMES)} FROM ingest_batches")
+        ).one()
+    counts = dict(zip(_OUTCOMES, row, strict=True))
+    demo.console.print(
+        "received {received:,} = accepted {accepted:,} + duplicate {duplicate:,} + conflict {conflict:,} "
+        "+ rejected {rejected:,}".format(**counts),
+        style="bold",
+        highlight=False,
+    )
+    rejected = sum(expected.rejected.values())
+    agrees = (counts["accepted"], counts["duplicate"], counts["rejected"]) == (
+        expected.accepted, expected.duplicates, rejected,
+    )  # fmt: skip
+    if agrees:
+        demo.console.print("The generator of the events counted the same, independently.", highlight=False)
+    else:
+        demo.console.print(
+            f"The generator of this day alone counted {expected.accepted:,} accepted, {expected.duplicates:,} duplicate, "
+            f"{rejected:,} rejected; the ledger holds other input too.",
+            highlight=False,
+        )
+
+
+# ---- what came of it -----------------------------------------------------------------------------------
+
+
+def _margin(demo: Demo) -> None:
+    demo.chapter("Which customers are served at a profit?")
+    demo.report("report", "margin", "--period", str(demo.day))
+    with postgres.reading(demo.settings) as connection:
+        found = reports.margin_report(connection, demo.settings, parse_period(str(demo.day)))
+    losing = [
+        row for row in found.summary.iter_rows(named=True)
+        if row["customer"] is not None and row["kind"] == "paying" and row["margin"] < 0
+    ]  # fmt: skip
+    for row in sorted(losing, key=lambda row: row["margin"]):
+        demo.console.print(_why(found, row), highlight=False)
+    if not losing:
+        demo.console.print("No paying customer loses money on this day.")
+
+
+def _why(found: reports.MarginReport, row: dict[str, Any]) -> str:
+    """One sentence on why a customer loses money: its largest product by cost, what it pays and what that costs."""
+    products = found.by("customer,product").rows.filter(customer=row["customer"]).sort("cost", descending=True)
+    worst = products.row(0, named=True)
+    requests = int(worst["requests"])
+    return (
+        f"[bold red]{row['customer']}[/] loses {_money(-row['margin'])} {found.currency}: {worst['product']} earns "
+        f"{_money(worst['revenue'])} for {requests:,} requests that cost {_money(worst['cost'])} "
+        f"({_money(worst['cost_pool'])} of pool capacity, {_money(worst['cost_on_demand'])} on demand)."
+    )
+
+
+def _money(amount: Decimal) -> str:
+    return f"{amount:,.2f}"
+
+
+def _capacity(demo: Demo) -> None:
+    demo.chapter("How full was the contracted capacity, and what stood idle or spilled?")
+    demo.report("report", "capacity", "--period", str(demo.day))
+
+
+def _refused(demo: Demo) -> None:
+    demo.chapter("What was rejected, and what has no price?")
+    table = Table("rejected as", "events", "for example", box=None, header_style="bold")
+    table.columns[1].justify = "right"
+    with postgres.reading(demo.settings) as connection:
+        for row in connection.execute(
+            text("SELECT code, count(*) AS events, min(detail) AS detail FROM rejects GROUP BY code ORDER BY 2 DESC, 1")
+        ):
+            table.add_row(row.code, f"{row.events:,}", row.detail[:90])
+    demo.console.print(table)
+    demo.report("report", "unrated", "--period", str(demo.day))
+
+
+def _alert(demo: Demo) -> None:
+    demo.chapter("What the on-call channel was told")
+    demo.run("work", "evaluate", "--until-idle")
+    demo.run("work", "deliver", "--until-idle")
+    messages = slack.read_messages(demo.folder)
+    for message in messages[-2:]:
+        demo.console.print(slack.panel(message))
+    if not messages:
+        demo.console.print("Nothing: no margin is below its floor.")
+
+
+def _export(demo: Demo) -> None:
+    demo.chapter("Files for finance")
+    at = demo.folder.parent / "exports"
+    at.mkdir(parents=True, exist_ok=True)
+    taken = [int(name) for folder in at.iterdir() if (name := folder.name.removeprefix(f"{demo.day}-")).isdigit()]
+    folder = at / f"{demo.day}-{max(taken, default=0) + 1}"
+    for name in demo.run("export", _shown(folder), "--period", str(demo.day)).split():
+        demo.console.print(f"  {name}", highlight=False)
+
+
+def now() -> datetime:
+    """The clock of the demo."""
+    return datetime.now(UTC)
