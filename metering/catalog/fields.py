@@ -1,0 +1,146 @@
+"""Field types of catalog objects: names, instants, amounts. Numbers come as text, never through a float."""
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Final
+
+from pydantic import BeforeValidator, PlainSerializer
+from pydantic_core import PydanticCustomError
+
+from metering.periods import floor_to_quarter
+
+#: Same bound as the dimensions of an event, so that whatever an event can name the catalog can name.
+NAME_BYTES_MAX: Final = 200
+#: Prices, fees, ratios and weights have at most this many decimals: quantity x price stays exact in MONEY.
+DECIMALS_MAX: Final = 6
+#: Largest price per million, weight and amount per month: far above any real one, far below an overflow.
+PRICE_MAX: Final = Decimal(10) ** 9
+WEIGHT_MAX: Final = Decimal(10) ** 6
+AMOUNT_MAX: Final = Decimal(10) ** 12
+COUNT_MAX: Final = 10**9
+
+PLAIN_NUMBER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?")
+_DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+def refused(problem: str) -> PydanticCustomError:
+    """The error of one field, in our own words."""
+    return PydanticCustomError("catalog", "{problem}", {"problem": problem})
+
+
+def decimal_text(amount: Decimal) -> str:
+    """The one spelling of an amount: no exponent, no trailing zeros, so that 3.00 and 3.0 are the same."""
+    text = format(amount, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def instant_text(instant: datetime) -> str:
+    """The one spelling of an instant on a quarter hour: 2026-01-01T00:00Z."""
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%MZ")
+
+
+def _name(value: object) -> str:
+    if isinstance(value, bool | Decimal | int):
+        raise refused("must be text; put it in quotes")
+    if not isinstance(value, str):
+        raise refused("must be text")
+    if not value or value != value.strip() or _CONTROL.search(value):
+        raise refused("must be text that is not empty, without spaces around it or control characters")
+    if len(value.encode()) > NAME_BYTES_MAX:
+        raise refused(f"is longer than {NAME_BYTES_MAX} bytes; shorten it")
+    return value
+
+
+def _provider(value: object) -> str:
+    name = _name(value)
+    if "/" in name:
+        raise refused("must not contain '/': it separates provider and model in a model's name")
+    return name
+
+
+def _instant(value: object) -> datetime:
+    if isinstance(value, datetime):
+        return value
+    text = value if isinstance(value, str) else ""
+    try:
+        if not text[:5].endswith("-"):
+            raise ValueError
+        read = datetime.fromisoformat(text + "T00:00" if _DATE.fullmatch(text) else text)
+        instant = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise refused("is not a date or time; write 2026-01-01 or 2026-01-01T06:15Z (UTC)") from None
+    if not 1970 <= instant.year <= 9998:
+        raise refused("lies outside the years 1970 to 9998")
+    if instant != floor_to_quarter(instant):
+        raise refused("is not on a quarter hour; use minute 00, 15, 30 or 45")
+    return instant
+
+
+def _decimal(value: object, *, below: Decimal, what: str) -> Decimal:
+    if isinstance(value, str) and PLAIN_NUMBER.fullmatch(value):
+        value = Decimal(value)
+    if not isinstance(value, Decimal):
+        raise refused(f"must be {what}: a plain decimal number such as 3.00, without exponent or separators")
+    if value < 0:
+        raise refused(f"must not be negative; {what} is 0 or more")
+    if value > below:
+        raise refused(f"is larger than {decimal_text(below)}; check the unit of {what}")
+    exact = Decimal(decimal_text(value))
+    if -int(exact.as_tuple().exponent) > DECIMALS_MAX:
+        raise refused(f"has more than {DECIMALS_MAX} decimals; round {what} to at most {DECIMALS_MAX}")
+    return exact
+
+
+def _price(value: object) -> Decimal:
+    return _decimal(value, below=PRICE_MAX, what="a price per million")
+
+
+def _amount(value: object) -> Decimal:
+    return _decimal(value, below=AMOUNT_MAX, what="an amount per month")
+
+
+def _weight(value: object) -> Decimal:
+    return _decimal(value, below=WEIGHT_MAX, what="a weight")
+
+
+def _ratio(value: object) -> Decimal:
+    ratio = _decimal(value, below=Decimal(100), what="a ratio")
+    if ratio > 1:
+        raise refused("is larger than 1; a ratio is 0..1, so 20 percent is 0.20")
+    return ratio
+
+
+def _count(value: object) -> int:
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise refused("must be a whole number, without quotes, decimals or separators")
+    if not 0 <= value <= COUNT_MAX:
+        raise refused(f"must lie between 0 and {COUNT_MAX}")
+    return value
+
+
+def _currency(value: object) -> str:
+    if not (isinstance(value, str) and re.fullmatch(r"[A-Z]{3}", value)):
+        raise refused("must be a currency of three capital letters, such as USD")
+    return value
+
+
+_AS_TEXT = PlainSerializer(decimal_text, return_type=str, when_used="json")
+Name = Annotated[str, BeforeValidator(_name)]
+Provider = Annotated[str, BeforeValidator(_provider)]
+Currency = Annotated[str, BeforeValidator(_currency)]
+Instant = Annotated[
+    datetime,
+    BeforeValidator(_instant),
+    PlainSerializer(instant_text, return_type=str, when_used="json"),
+]
+#: Per million units of a meter.
+Price = Annotated[Decimal, BeforeValidator(_price), _AS_TEXT]
+Amount = Annotated[Decimal, BeforeValidator(_amount), _AS_TEXT]
+Weight = Annotated[Decimal, BeforeValidator(_weight), _AS_TEXT]
+Ratio = Annotated[Decimal, BeforeValidator(_ratio), _AS_TEXT]
+Count = Annotated[int, BeforeValidator(_count)]

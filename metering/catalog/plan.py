@@ -1,0 +1,216 @@
+"""What applying a folder would change: added, changed and ended objects, and since when usage is affected."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any, Final
+
+from metering.catalog.books import OPEN, Interval, books, minus
+from metering.catalog.fields import instant_text
+from metering.catalog.objects import CatalogObjects, Entry, body, length_prefixed
+from metering.frames import Books
+from metering.periods import ceil_to_quarter
+
+#: Fields that, with effective_from, tell the rows of one list apart; the others are what may change.
+_ROW_NAMES: Final = (
+    "product",
+    "model",
+    "models",
+    "tier",
+    "region",
+    "above_input_tokens",
+    "fee",
+    "dimension",
+)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One object that would get a row in the next revision. `before` is None when it is new."""
+
+    mark: str  # + added, ~ changed, - ends
+    before: Entry | None
+    after: Entry
+    details: tuple[str, ...] = ()
+    #: The first instant from which reports could change, where it lies before the plan; else None.
+    affects_since: datetime | None = None
+
+    @property
+    def title(self) -> str:
+        """Mark, kind and name."""
+        return f"{self.mark} {self.after.item.kind.replace('_', ' ')} {self.after.item.object_name}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The changes between the catalog as of `base_revision` and a folder, sorted by kind and name."""
+
+    base_revision: int
+    ends_at: datetime
+    changes: tuple[Change, ...]
+    #: Objects that nobody edited, whose rows change because of others, and since when.
+    side_effects: tuple[tuple[Key, datetime], ...] = ()
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 over what each change starts from and leads to: equal for plans that say the same."""
+        parts = [b"catalog-plan/1"]
+        for change in self.changes:
+            for entry in (change.before, change.after):
+                parts.append(b"" if entry is None else entry.digest())
+                parts.append(ended_text(entry).encode())
+        return hashlib.sha256(length_prefixed(*parts)).digest()
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it; the first character of a line says what it is."""
+        if not self.changes:
+            return [f"no changes: catalog revision {self.base_revision} says the same as the folder"]
+        lines = []
+        for change in self.changes:
+            lines.append(change.title)
+            lines += [f"    {detail}" for detail in change.details]
+            if change.affects_since is not None:
+                lines.append(f"  ! {_affects(change.after.item.kind, change.affects_since)}")
+        for (kind, name), since in self.side_effects:
+            lines.append(
+                f"  ! {kind.replace('_', ' ')} {name}, through the changes above: {_affects(kind, since)}"
+            )
+        count = {mark: sum(change.mark == mark for change in self.changes) for mark in "+~-"}
+        lines.append(f"{count['+']} to add, {count['~']} to change, {count['-']} to end")
+        return lines
+
+
+def ended_text(entry: Entry | None) -> str:
+    """When an object ended, as text; empty while it is in force."""
+    return "" if entry is None or entry.ended_at is None else instant_text(entry.ended_at)
+
+
+def plan(applied: CatalogObjects, folder: CatalogObjects, *, base_revision: int, at: datetime) -> Plan:
+    """Compare the folder with the catalog as of `base_revision`, at the instant `at` (UTC).
+
+    What the folder no longer names ends at the first quarter hour >= `at`. Removing a row *inside* an object
+    is a change of that object: it is as if the row had never been there, and the plan says since when.
+    """
+    ends_at = ceil_to_quarter(at)
+    changes: list[Change] = []
+    for key in sorted({*applied.entries, *folder.entries}):
+        before, after = applied.entries.get(key), folder.entries.get(key)
+        if after is None:
+            assert before is not None
+            if before.ended_at is None:
+                detail = f"the folder no longer names it: it ends at {instant_text(ends_at)}"
+                changes.append(Change("-", before, replace(before, ended_at=ends_at), (detail,)))
+        elif before is None:
+            changes.append(Change("+", None, after, tuple(_added(after))))
+        elif before.ended_at is not None:
+            details = (f"named again: it had ended at {ended_text(before)}", *_differences(before, after))
+            changes.append(Change("+", before, after, details))
+        elif before.digest() != after.digest():
+            changes.append(Change("~", before, after, tuple(_differences(before, after))))
+    if not changes or base_revision == 0:
+        return Plan(base_revision, ends_at, tuple(changes))
+    draft = Plan(base_revision, ends_at, tuple(changes))
+    since = _affected(books(applied, base_revision), books(result(applied, draft), base_revision + 1))
+    backdated = {key: instant for key, instant in since.items() if instant < at}
+    edited = {change.after.key for change in changes}
+    return Plan(
+        base_revision,
+        ends_at,
+        tuple(replace(change, affects_since=backdated.get(change.after.key)) for change in changes),
+        tuple((key, instant) for key, instant in sorted(backdated.items()) if key not in edited),
+    )
+
+
+def result(applied: CatalogObjects, made: Plan) -> CatalogObjects:
+    """The catalog as it is once the plan is applied."""
+    revision = made.base_revision + 1
+    changed = {change.after.key: replace(change.after, catalog_revision=revision) for change in made.changes}
+    return CatalogObjects({**applied.entries, **changed})
+
+
+def _affects(kind: str, since: datetime) -> str:
+    if since == _EPOCH:
+        return "affects all usage of this model, the past included"
+    return f"affects usage since {instant_text(since)}"
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a body under a path that names rows by what tells them apart, not by their place."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _leaves(value, f"{path} {key}".strip())
+    elif isinstance(content, list) and any(isinstance(row, Mapping) for row in content):
+        for row in content:
+            named = [_scalar(row[name]) for name in _ROW_NAMES if name in row]
+            label = " ".join(
+                ["/".join(named), f"from {row['effective_from']}" if "effective_from" in row else ""]
+            )
+            rest = {key: value for key, value in row.items() if key not in (*_ROW_NAMES, "effective_from")}
+            yield from _leaves(rest, f"{path} {label}".strip())
+    else:
+        yield path, _scalar(content)
+
+
+def _scalar(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _differences(before: Entry, after: Entry) -> Iterator[str]:
+    old, new = dict(_leaves(body(before.item))), dict(_leaves(body(after.item)))
+    for path in sorted({*old, *new}):
+        if path not in new:
+            yield f"- {path}: {old[path]}"
+        elif path not in old:
+            yield f"+ {path}: {new[path]}"
+        elif old[path] != new[path]:
+            yield f"~ {path}: {old[path]} -> {new[path]}"
+
+
+def _added(after: Entry) -> Iterator[str]:
+    """The plain fields of a new object on one line; its rows are counted, the file shows them."""
+    fields = []
+    for key, value in body(after.item).items():
+        if key == after.item.name_field or value == []:
+            continue
+        fields.append(f"{len(value)} {key}" if isinstance(value, list) else f"{key} {value}")
+    yield ", ".join(fields)
+
+
+def _timelines(made: Books) -> dict[Key, dict[tuple[Any, ...], list[Interval]]]:
+    """Per object, every distinct content of its rows with the spans in which it holds."""
+    sources = [
+        ("customer", "customer", made.customers),
+        ("model", "model", made.models),
+        ("contract", "contract", made.contracts),
+        ("contract", "contract", made.fees),
+        ("price_book", "book", made.price_books),
+        ("cost_book", "book", made.cost_books),
+        ("capacity_contract", "pool", made.capacity_steps),
+        ("capacity_contract", "pool", made.burndown),
+    ]
+    lines: dict[Key, dict[tuple[Any, ...], list[Interval]]] = {}
+    for place, (kind, column, frame) in enumerate(sources):
+        for row in frame.iter_rows(named=True):
+            name = f"{row['provider']}/{row['model']}" if kind == "model" else row[column]
+            span = (row.pop("effective_from", _EPOCH), row.pop("effective_until", None) or OPEN)
+            row.pop("name", None)
+            if "denominator" in row:
+                row["weight"] = Fraction(row["weight"], row.pop("denominator"))
+            lines.setdefault((kind, name), {}).setdefault((place, *row.values()), []).append(span)
+    return lines
+
+
+def _affected(before: Books, after: Books) -> dict[Key, datetime]:
+    """Per object whose rows differ, the first instant at which they do."""
+    old, new = _timelines(before), _timelines(after)
+    since: dict[Key, datetime] = {}
+    for key in {*old, *new}:
+        was, now = old.get(key, {}), new.get(key, {})
+        for content in {*was, *now}:
+            a, b = was.get(content, []), now.get(content, [])
+            for start, _ in (*minus(a, b), *minus(b, a)):
+                since[key] = min(start, since.get(key, start))
+    return since
