@@ -43,10 +43,11 @@ def decimal_to_quanta(amount: Decimal) -> int:
     sign, digits, exponent = amount.as_tuple()
     assert isinstance(exponent, int), f"{amount} is not a finite amount"
     coefficient = int("".join(map(str, digits)))
+    quanta: int
     if exponent >= -12:
-        quanta = coefficient * 10 ** (exponent + 12)
+        quanta = coefficient * int(10 ** (exponent + 12))
     else:
-        quanta, finer = divmod(coefficient, 10 ** (-12 - exponent))
+        quanta, finer = divmod(coefficient, int(10 ** (-12 - exponent)))
         assert finer == 0, f"{amount} is finer than {QUANTUM}"
     return -quanta if sign else quanta
 
@@ -107,7 +108,7 @@ def split_largest_remainder(
 def ratio(numerator: pl.Expr, denominator: pl.Expr) -> pl.Expr:
     """numerator / denominator (both Int128) as RATIO, half-even; null where the denominator is <= 0.
 
-    |numerator| must stay below 2**106.
+    |numerator| must stay below 2**106 and the ratio below 10**26: EXACT_MAX and AMOUNT_MAX see to both.
     """
     scaled = numerator * _int128(10**6)
     floor, remainder = scaled // denominator, scaled % denominator

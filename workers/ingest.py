@@ -15,21 +15,22 @@ import structlog
 
 from metering.core.usage import meter
 from metering.errors import Fenced, WrongWorld
-from metering.events import DecodeLimits, RecordBytes, decode, refuse
+from metering.events import RecordBytes, decode, refuse
 from metering.frames import DIMENSIONS
 from metering.identity import DIGEST_VERSION, content_digests, event_keys, request_keys, series_digests
+from metering.laws import DecodeLimits
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import positions, postgres, schema
 from metering.store.chain import text_digest
 from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES, Appended, Digests, Ledger, Part, Refused, Reject
-from metering.store.ledger_rows import rows_from_columns
+from metering.store.ledger_rows import LEDGER_ROW, Rows
 from metering.store.names import Names
 from metering.store.positions import Claim
 from metering.store.sources import Brake
 from metering.stream.consumer import Consumer, Fetched, Record
 from metering.stream.topics import Admin, Topic
-from metering.wire import RejectCode
+from metering.rejects import RejectCode
 from workers.loop import Step, run
 
 _POLL_SECONDS: Final = 0.2
@@ -80,7 +81,7 @@ class Ingest:
         self._ends: tuple[datetime, dict[int, int]] | None = None
         self._refreshed = 0.0
         self._owner = positions.worker_name()
-        self._bytes_per_record = 1024.0
+        self._bytes_per_record = 65_536.0  # until a poll has shown more, few records at once
         self.timings = Timings()
         self.counts: Counter[str] = Counter()
         self._reported = (time.monotonic(), 0)
@@ -295,15 +296,15 @@ class Ingest:
         """Rows, digests and rejects of each partition, in the order of its records."""
         with self.timings.of("digest"):
             events = events.sort("record", "index")
-            columns, texts, digests = self._columns(events)
+            rows, texts, digests = self._rows(events)
         firsts = np.cumsum([0] + [len(part.records) for part in fetched])
         event_bounds = np.searchsorted(events["record"].to_numpy(), firsts)
         reject_bounds = np.searchsorted(rejects["record"].to_numpy(), firsts)
         parts = []
         for number, part in enumerate(fetched):
             low, high = int(event_bounds[number]), int(event_bounds[number + 1])
-            own = {name: value[low:high] if isinstance(value, np.ndarray) else value for name, value in columns.items()}
-            own["ordinal"] = np.arange(high - low, dtype=np.int32)
+            own = rows[low:high]
+            own["ordinal"] = np.arange(high - low)
             chosen = np.arange(low, high)
             places = events.slice(low, high - low).select("record", "index", "source", "event_id")
 
@@ -331,7 +332,7 @@ class Ingest:
                     claim=held.claim,
                     next_offset=part.next_offset,
                     records=len(part.records),
-                    rows=rows_from_columns(own),
+                    rows=own,
                     event_ids=texts[low:high],
                     digests=digests.take(chosen),
                     rejects=[
@@ -350,8 +351,8 @@ class Ingest:
             )
         return parts
 
-    def _columns(self, events: pl.DataFrame) -> tuple[dict[str, Any], list[str], Digests]:
-        """The ledger's columns of metered events (without batch and ordinal), id texts, and names to hash."""
+    def _rows(self, events: pl.DataFrame) -> tuple[Rows, list[str], Digests]:
+        """LEDGER_ROWs of metered events (batch and ordinal still open), id texts, and names to hash."""
         keys = event_keys(events["event_id"])
         series = series_digests(events)
         series_ids = self._names.known_series(set(series.to_list()))
@@ -359,11 +360,10 @@ class Ingest:
         projects = self._names.ids("projects", events["project"].drop_nulls().unique().to_list())
         seats = self._names.ids("seats", events["seat"].drop_nulls().unique().to_list())
         columns: dict[str, Any] = {
-            "event_key": keys.keys.view("V16"),
-            "request_key": request_keys(events["customer"], events["request_id"]).view("V16"),
+            "event_key": keys.keys,
+            "request_key": request_keys(events["customer"], events["request_id"]),
             "occurred_at": events["occurred_at"].dt.timestamp("us").to_numpy(),
             "digest": content_digests(events).to_numpy(),
-            "batch_id": 0,
             "source_id": _mapped(events["source"], sources),
             "series_id": np.array([series_ids[digest] for digest in series.to_list()], np.int32),
             "project_id": _mapped(events["project"], projects),
@@ -376,14 +376,17 @@ class Ingest:
             "nonbillable_reason": _mapped(events["nonbillable_reason"], NONBILLABLE_REASONS),
             "digest_version": DIGEST_VERSION,
         }
+        rows = np.zeros(events.height, LEDGER_ROW)
+        for name, values in columns.items():
+            rows[name] = values
         texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist() if events.height else []
         names = Digests(
-            np.frombuffer(b"".join(series.to_list()), "V16"),
+            np.frombuffer(b"".join(series.to_list()), "S16"),
             _digested(events["source"]),
             _digested(events["project"]),
             _digested(events["seat"]),
         )
-        return columns, texts, names
+        return rows, texts, names
 
     def _report(self) -> None:
         now, received = time.monotonic(), sum(self.counts.values()) - self.counts["records"]
@@ -408,8 +411,8 @@ def _digested(column: pl.Series) -> np.ndarray[Any, Any]:
     """A column of texts as the digests that name them; null is the text ''."""
     codes = column.fill_null("").rle_id() if column.n_unique() == 1 else column.fill_null("").rank("dense") - 1
     distinct = column.fill_null("").unique().sort().to_list()
-    table = np.frombuffer(b"".join(map(text_digest, distinct)), "V16")
-    return table[codes.to_numpy().astype(np.intp)] if len(column) else np.empty(0, "V16")
+    table = np.frombuffer(b"".join(map(text_digest, distinct)), "S16")
+    return table[codes.to_numpy().astype(np.intp)] if len(column) else np.empty(0, "S16")
 
 
 def _halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | None:

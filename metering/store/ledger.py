@@ -37,12 +37,12 @@ Indexes = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class Digests:
-    """The names of a batch's surrogate ids, aligned with its rows (V16 each): what the chain hashes."""
+    """The names of a batch's surrogate ids, aligned with its rows (S16 each): what the chain hashes."""
 
-    series: npt.NDArray[np.void]
-    sources: npt.NDArray[np.void]
-    projects: npt.NDArray[np.void]
-    seats: npt.NDArray[np.void]
+    series: npt.NDArray[np.bytes_]
+    sources: npt.NDArray[np.bytes_]
+    projects: npt.NDArray[np.bytes_]
+    seats: npt.NDArray[np.bytes_]
 
     def take(self, chosen: Indexes) -> "Digests":
         """Those of the chosen rows."""

@@ -42,7 +42,7 @@ def _attach(connection: Connection, parent: str, name: str, bounds: str) -> None
     """
     for attempt in range(_ATTEMPTS):
         try:
-            connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING ALL)")
+            connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)")
             connection.exec_driver_sql(f"ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES {bounds}")
             connection.commit()
             return

@@ -4,7 +4,8 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -155,14 +156,18 @@ def claim(
     reaches a client that stands still inside COPY): if the stored backend is still that process, it is
     terminated and the claim tried again. Commits. Raises WrongWorld when the partition has no position.
     """
+    with _login_user(connection, role):
+        (started_at,) = connection.execute(
+            "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        ).fetchall()
     for _ in range(_CLAIM_ATTEMPTS):
         try:
             row = connection.execute(
                 "UPDATE stream_positions SET epoch = epoch + 1, owner = %s, owner_pid = pg_backend_pid(), "
-                "owner_started_at = (SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()) "
+                "owner_started_at = %s "
                 "WHERE topic_uuid = %s AND partition = %s AND retired_at IS NULL "
                 "RETURNING intake_id, epoch, next_offset, next_sequence, chain_head",
-                (owner, topic_uuid, partition),
+                (owner, started_at[0], topic_uuid, partition),
             ).fetchone()
         except LockNotAvailable:
             _terminate_owner(connection, topic_uuid, partition, role)
@@ -180,15 +185,21 @@ def _terminate_owner(
     connection: psycopg.Connection[tuple[Any, ...]], topic_uuid: UUID, partition: int, role: str
 ) -> None:
     """End the backend that stands in the row as its owner, if it is still the same one."""
-    # terminating a session takes the rights of its login user, which the worker's role does not have
-    connection.execute("SET ROLE NONE")
-    try:
+    with _login_user(connection, role):
         connection.execute(
             "SELECT pg_terminate_backend(a.pid, 2000) FROM stream_positions p JOIN pg_stat_activity a "
             "ON a.pid = p.owner_pid AND a.backend_start = p.owner_started_at AND a.pid <> pg_backend_pid() "
             "WHERE p.topic_uuid = %s AND p.partition = %s",
             (topic_uuid, partition),
         )
+
+
+@contextmanager
+def _login_user(connection: psycopg.Connection[tuple[Any, ...]], role: str) -> Iterator[None]:
+    """Work as the login user: its sessions' starts, and ending them, are closed to the worker's role."""
+    connection.execute("SET ROLE NONE")
+    try:
+        yield
     finally:
         connection.execute(f"SET ROLE {role}")
 
