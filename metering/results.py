@@ -1,0 +1,279 @@
+"""Declared frames of what the core computes: rated lines, fees, capacity by the minute, cost, margin."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import polars as pl
+
+from metering.frames import INSTANT, SUM, Frame
+from metering.meters import METERS
+from metering.money import MONEY, RATIO
+
+_Columns = Mapping[str, pl.DataType | type[pl.DataType]]
+
+#: What `rate` looks a price up by. `quarter_start` is the instant whose price applies: the quarter hour of
+#: the usage, or the start of a longer slice of time in which no book changes.
+RATE_KEY: Final[_Columns] = {
+    "quarter_start": INSTANT,
+    "book": pl.String,
+    "item": pl.String,  # price book: the product sold; cost book: the model served
+    "tier": pl.String,  # price book: the tier sold; cost book: the tier served
+    "region": pl.String,
+    "context_breakpoint": pl.Int32,
+    "meter": pl.String,
+    "quantity": SUM,  # units of the meter; negative in compensating entries
+}
+#: amount = quantity x unit_price, exactly. unit_price is in currency per one unit.
+RATED: Final = Frame("RATED", {**RATE_KEY, "unit_price": MONEY, "amount": MONEY, "currency": pl.String})
+#: Lines without a price: `reason` says what is missing. `book` is null where none could be named.
+UNPRICED: Final = Frame("UNPRICED", {**RATE_KEY, "reason": pl.String}, nullable=frozenset({"book"}))
+
+#: Fees earned, per slice of time (a UTC day, or less where a book changes within it).
+FEES_EARNED: Final = Frame(
+    "FEES_EARNED",
+    {
+        "customer": pl.String,
+        "contract": pl.String,
+        "fee": pl.String,
+        "slice_start": INSTANT,
+        "amount": MONEY,
+        "currency": pl.String,
+    },
+    key=("customer", "contract", "fee", "slice_start", "currency"),
+)
+
+#: Burn per minute: numerators over the pool's and dimension's one denominator. ran_on is pool or overflow.
+BURNED: Final = Frame(
+    "BURNED",
+    {
+        "minute": INSTANT,
+        "pool": pl.String,
+        "dimension": pl.String,
+        "ran_on": pl.String,
+        "burn": SUM,  # numerator, in burn units / denominator
+        "denominator": pl.Int64,
+    },
+    key=("minute", "pool", "dimension", "ran_on"),
+)
+#: Usage meant for a pool that no weight applies to. reason: unknown_pool (no capacity in force then) or
+#: no_weight (the burndown table in force does not name the model, or not this token meter).
+UNBURNED: Final = Frame(
+    "UNBURNED",
+    {
+        "minute": INSTANT,
+        "pool": pl.String,
+        "ran_on": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "context_breakpoint": pl.Int32,
+        "meter": pl.String,
+        "quantity": SUM,  # units of the meter
+        "reason": pl.String,
+    },
+    key=("minute", "pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint", "meter"),
+)
+
+_CAPACITY: Final[_Columns] = {
+    "contracted": SUM,  # units x burn per unit and minute
+    "undelivered": SUM,  # contracted, not made available; 0 for now
+    "carved_out": SUM,  # set aside for a named purpose; 0 for now
+    "available": SUM,  # contracted - undelivered - carved_out
+    "burn": SUM,  # of ran_on = pool
+    "served": SUM,  # min(burn, available) of each minute
+    "idle": SUM,  # available - served
+    "overrun": SUM,  # burn - served: what landed on a minute above what it had
+    "spill": SUM,  # pool-weighted burn of ran_on = overflow
+}
+_CAPACITY_LAWS: Final = {
+    "contracted = undelivered + carved_out + served + idle": pl.col("contracted")
+    == pl.col("undelivered") + pl.col("carved_out") + pl.col("served") + pl.col("idle"),
+    "available = contracted - undelivered - carved_out": pl.col("available")
+    == pl.col("contracted") - pl.col("undelivered") - pl.col("carved_out"),
+    "burn = served + overrun": pl.col("burn") == pl.col("served") + pl.col("overrun"),
+    "nothing is negative": pl.min_horizontal([pl.col(name) for name in _CAPACITY]) >= 0,
+}
+#: Every minute of the capacity in force, used or not. Quantities are numerators: / denominator = burn units.
+UTILIZATION: Final = Frame(
+    "UTILIZATION",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "minute": INSTANT,
+        "denominator": pl.Int64,
+        **_CAPACITY,
+        "utilization_ratio": RATIO,  # burn / available, above 1 in an overrun; null where available is 0
+    },
+    key=("pool", "dimension", "minute"),
+    nullable=frozenset({"utilization_ratio"}),
+    laws={
+        **_CAPACITY_LAWS,
+        "served = min(burn, available)": pl.col("served") == pl.min_horizontal("burn", "available"),
+    },
+)
+_SHARE: Final[_Columns] = {
+    "mean_ratio": RATIO,  # mean of the minutes' utilization_ratio
+    "p50_ratio": RATIO,  # nearest rank on all minutes: the value at place ceil(p x minutes)
+    "p95_ratio": RATIO,
+    "p99_ratio": RATIO,
+    "max_ratio": RATIO,
+    "served_of_contracted_ratio": RATIO,  # of the sums: what finance asks
+    "served_of_available_ratio": RATIO,  # of the sums: what operations asks
+}
+#: One row per pool and dimension. Sums are numerators over `denominator`.
+CAPACITY_SUMMARY: Final = Frame(
+    "CAPACITY_SUMMARY",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "minutes": pl.Int64,  # minutes of the period in which capacity was contracted
+        "denominator": pl.Int64,
+        **_CAPACITY,
+        **_SHARE,
+        "minutes_at_limit": pl.Int64,  # burn >= available (and not both 0)
+        "minutes_at_limit_5m": pl.Int64,  # minutes of clock 5-minute windows whose sums are at the limit
+        "minutes_at_limit_15m": pl.Int64,  # the same over quarter hours
+        "longest_run_at_limit_minutes": pl.Int64,
+        "pool_minutes_at_limit": pl.Int64,  # minutes in which any dimension of the pool was at its limit
+    },
+    key=("pool", "dimension"),
+    nullable=frozenset(_SHARE),
+    laws=_CAPACITY_LAWS,
+)
+
+#: Recognised cost of a pool and dimension per quarter hour: what served usage took, and what stood idle.
+POOL_COST: Final = Frame(
+    "POOL_COST",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "quarter_start": INSTANT,
+        "recognised_cost": MONEY,
+        "served_cost": MONEY,
+        "idle_cost": MONEY,
+        "currency": pl.String,
+    },
+    key=("pool", "dimension", "quarter_start"),
+    laws={
+        "recognised = served + idle": pl.col("recognised_cost")
+        == pl.col("served_cost") + pl.col("idle_cost"),
+        "costs are not negative": pl.min_horizontal("served_cost", "idle_cost") >= 0,
+    },
+)
+#: Served cost per series: parts of a quarter hour's served_cost that sum to it exactly.
+SERVED_COST: Final = Frame(
+    "SERVED_COST",
+    {
+        "quarter_start": INSTANT,
+        "series_id": pl.UInt32,  # of the table of series beside it
+        "pool": pl.String,
+        "dimension": pl.String,
+        "cost": SUM,  # count of money.QUANTUM
+        "currency": pl.String,
+    },
+)
+
+#: What a margin line is about. Null: not said (idle has no customer, a fee no product).
+LINE_KEY: Final[_Columns] = {
+    "day": pl.Date,  # UTC day of the service
+    "line": pl.String,  # usage | fee | idle
+    "customer": pl.String,
+    "kind": pl.String,  # of the customer then: paying, trial, ...; `unknown`: not in the catalog
+    "segment": pl.String,
+    "product": pl.String,
+    "tier_sold": pl.String,
+    "provider": pl.String,
+    "model_served": pl.String,
+    "pool": pl.String,
+}
+_AMOUNTS: Final[_Columns] = {
+    "requests": SUM,  # events served, every attempt
+    "billable_requests": SUM,  # events that the customer pays for
+    **dict.fromkeys(METERS, SUM),  # served, every attempt
+    "charge": MONEY,  # gross = net for now
+    "fee": MONEY,
+    "revenue": MONEY,  # charge + fee
+    "cost_pool": MONEY,  # share of pools' recognised cost; on an idle line, what stood idle
+    "cost_on_demand": MONEY,
+    "cost": MONEY,  # cost_pool + cost_on_demand
+    "charge_unrated": pl.Boolean,  # part of the charge or fee is unrated: the amount is what is known
+    "cost_unrated": pl.Boolean,
+}
+_AMOUNT_LAWS: Final = {
+    "revenue = charge + fee": pl.col("revenue") == pl.col("charge") + pl.col("fee"),
+    "cost = cost_pool + cost_on_demand": pl.col("cost") == pl.col("cost_pool") + pl.col("cost_on_demand"),
+}
+#: The finest margin lines, all in one currency. Lines of two periods that do not overlap simply add up.
+MARGIN_LINES: Final = Frame(
+    "MARGIN_LINES",
+    {**LINE_KEY, **_AMOUNTS, "currency": pl.String},
+    key=tuple(LINE_KEY),
+    nullable=frozenset(LINE_KEY) - {"day", "line"},
+    laws=_AMOUNT_LAWS,
+)
+#: By what margin lines may be summed.
+MARGIN_BY: Final = tuple(LINE_KEY)
+
+#: Everything that could not be priced or costed, per UTC day. Usage has a meter and a quantity. An amount
+#: that is known, but in another currency than the report's, has its amount and currency: no_exchange_rate.
+UNRATED: Final = Frame(
+    "UNRATED",
+    {
+        "day": pl.Date,
+        "side": pl.String,  # charge | fee | cost | capacity (the spill of overflow that no weight applies to)
+        "reason": pl.String,  # see docs: unknown_customer, no_contract, no_price_book, no_price, ...
+        "customer": pl.String,
+        "product": pl.String,
+        "tier_sold": pl.String,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "pool": pl.String,
+        "ran_on": pl.String,
+        "context_breakpoint": pl.Int32,
+        "meter": pl.String,
+        "quantity": SUM,
+        "amount": MONEY,
+        "currency": pl.String,
+    },
+    key=(
+        *("day", "side", "reason", "customer", "product", "tier_sold", "provider", "model_served"),
+        *("tier_served", "region", "pool", "ran_on", "context_breakpoint", "meter", "currency"),
+    ),
+    nullable=frozenset(
+        {"customer", "product", "tier_sold", "provider", "model_served", "tier_served", "region", "pool"}
+        | {"ran_on", "context_breakpoint", "meter", "quantity", "amount", "currency"}
+    ),
+    laws={"a quantity or an amount": pl.col("quantity").is_not_null() | pl.col("amount").is_not_null()},
+)
+
+
+def margin_frame(by: Sequence[str]) -> Frame:
+    """The declaration of a margin table by some of MARGIN_BY: keys, who the customer is, amounts, margin.
+
+    margin = revenue - cost. margin_ratio = margin / revenue, null where revenue <= 0. breach: margin <
+    floor x revenue, or revenue <= 0 with cost > 0, of paying customers with a floor; null where the rows are
+    not whole customers, so that the question has no answer.
+    """
+    who: _Columns = {"name": pl.String, "kind": pl.String, "segment": pl.String} if "customer" in by else {}
+    judged: _Columns = {"floor_ratio": MONEY, "breach": pl.Boolean} if "customer" in by else {}
+    columns: _Columns = {
+        **{name: LINE_KEY[name] for name in by},
+        **{name: dtype for name, dtype in who.items() if name not in by},
+        **_AMOUNTS,
+        "margin": MONEY,
+        "margin_ratio": RATIO,
+        **judged,
+        "currency": pl.String,
+    }
+    return Frame(
+        "MARGIN",
+        columns,
+        key=tuple(by),
+        nullable=frozenset({*by, *who, *judged, "margin_ratio"}) - {"day", "line"},
+        laws={
+            **_AMOUNT_LAWS,
+            "margin = revenue - cost": pl.col("margin") == pl.col("revenue") - pl.col("cost"),
+        },
+    )

@@ -1,0 +1,145 @@
+"""Small books for the tests of the core: one company, one pool, a price a child could multiply."""
+
+from typing import Any
+
+import polars as pl
+
+from metering.frames import (
+    BURNDOWN,
+    CAPACITY_STEPS,
+    CONTRACTS,
+    CUSTOMERS,
+    FEES,
+    MODELS,
+    POOL_USAGE,
+    PRICES,
+    SUMS,
+    USAGE,
+    Books,
+)
+from metering.meters import CONTEXT_BREAKPOINTS, METERS
+from tests.text_tables import read
+
+BREAKPOINTS = (0, *CONTEXT_BREAKPOINTS)
+
+
+def at_every_breakpoint(rows: pl.DataFrame) -> pl.DataFrame:
+    """Rows of breakpoint b hold from b on, until a higher breakpoint of the same row says otherwise."""
+    by = [
+        name
+        for name in ("book", "pool", "dimension", "model", "item", "tier", "region", "meter")
+        if name in rows.columns
+    ]
+    by.append("effective_from")
+    grid = (
+        rows.select(by)
+        .unique()
+        .join(
+            pl.DataFrame({"context_breakpoint": BREAKPOINTS}, schema={"context_breakpoint": pl.Int32}),
+            how="cross",
+        )
+    )
+    found = grid.sort("context_breakpoint").join_asof(
+        rows.sort("context_breakpoint"), on="context_breakpoint", by=by, check_sortedness=False
+    )
+    return found.drop_nulls("effective_from").select(rows.columns)
+
+
+def prices(text: str, **defaults: Any) -> pl.DataFrame:
+    """A price table; unit_price is given per million units."""
+    given = {
+        "book": "standard",
+        "tier": "standard",
+        "region": "*",
+        "currency": "USD",
+        "effective_from": "2026-01-01",
+    }
+    rows = read(text, PRICES, **{"context_breakpoint": 0, **given, **defaults})
+    million = pl.lit("0.000001").cast(PRICES.columns["unit_price"])
+    return PRICES.conform(
+        at_every_breakpoint(rows.with_columns((pl.col("unit_price") * million).alias("unit_price")))
+    )
+
+
+def burndown(text: str, **defaults: Any) -> pl.DataFrame:
+    given = {
+        "pool": "block",
+        "dimension": "all",
+        "model": "large",
+        "denominator": 1,
+        "effective_from": "2026-01-01",
+    }
+    return BURNDOWN.conform(
+        at_every_breakpoint(read(text, BURNDOWN, **{"context_breakpoint": 0, **given, **defaults}))
+    )
+
+
+def usage(text: str, **defaults: Any) -> pl.DataFrame:
+    given = {
+        "customer": "acme",
+        "product": "large",
+        "tier_sold": "standard",
+        "provider": "own",
+        "model_served": "large",
+        "tier_served": "standard",
+        "region": "us-west",
+        "ran_on": "on_demand",
+        "counts_for": "charge_and_cost",
+        "requests": 1,
+    }
+    return read(text, USAGE, **{**given, **defaults})
+
+
+def pool_usage(rows: pl.DataFrame) -> pl.DataFrame:
+    """The pool minutes of usage rows, all in the first minute of their quarter hour."""
+    meant = rows.filter(pl.col("pool").is_not_null() & (pl.col("counts_for") != "charge"))
+    key = [name for name in POOL_USAGE.columns if name not in ("minute", *SUMS)]
+    return POOL_USAGE.conform(
+        meant.group_by(pl.col("quarter_start").alias("minute"), *key).agg(pl.col("requests", *METERS).sum())
+    )
+
+
+def books(**frames: pl.DataFrame) -> Books:
+    """Books of revision 1 with acme (paying, floor 20 %), its contract, and one model; `frames` replace."""
+    given = {
+        "customers": read(
+            "customer | name | kind   | segment\n acme | Acme | paying | startup",
+            CUSTOMERS,
+            effective_from="2026-01-01",
+        ),
+        "contracts": contracts("customer | margin_floor_ratio\n acme | 0.2"),
+        "models": read(
+            "model | provider | cost_book\n large | own | -\n large | cirrus | on-demand",
+            MODELS,
+            name="Large",
+        ),
+    }
+    return Books(1, **{**given, **frames})
+
+
+def contracts(text: str) -> pl.DataFrame:
+    return read(
+        text, CONTRACTS, effective_from="2026-01-01", contract="c", price_book="standard", floor_basis="usage"
+    )
+
+
+def fees(text: str) -> pl.DataFrame:
+    return read(
+        text, FEES, customer="acme", contract="c", fee="plan", effective_from="2026-01-01", currency="USD"
+    )
+
+
+def steps(text: str) -> pl.DataFrame:
+    return read(
+        text,
+        CAPACITY_STEPS,
+        pool="block",
+        dimension="all",
+        effective_from="2026-01-01",
+        supplier="northstar",
+        unit="unit",
+        units=1,
+        fee_share_ratio="1",
+        currency="USD",
+        idle_policy="none",
+    )

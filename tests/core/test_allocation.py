@@ -1,0 +1,108 @@
+"""Allocation: a quarter hour's recognised cost goes to what was served; the rest is idle."""
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metering.core.allocation import allocate, recognised
+from metering.core.capacity import capacity
+from metering.errors import BadInput, WrongWorld
+from metering.frames import SUM, Frame
+from metering.money import multiply_divide, split_largest_remainder
+from metering.periods import parse_period
+from tests.core import example_books as a
+from tests.text_tables import check, read
+
+QUARTER = parse_period("2026-03-01..2026-03-01T00:15")
+BURNED = Frame(
+    "BURNED",
+    {"quarter_start": a.USAGE.columns["quarter_start"], "series_id": pl.UInt32, "pool": pl.String}
+    | {"dimension": pl.String, "burn": SUM},
+)
+
+
+def burned(text):
+    return read(text, BURNED, pool="block", dimension="all", quarter_start="2026-03-01")
+
+
+def used(quantity, steps):
+    rows = a.usage(
+        f"quarter_start | uncached_input_tokens\n 2026-03-01 | {quantity}", pool="block", ran_on="pool"
+    )
+    books = a.books(capacity_steps=steps, burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"))
+    return capacity(a.pool_usage(rows), books, QUARTER).utilization
+
+
+def test_a_mid_month_ramp_is_two_steps():
+    """$29,760 and $59,520 a month are $10 and $20 a quarter hour of March."""
+    steps = a.steps(
+        """
+        effective_from   | effective_until  | units | fee_per_month
+        2026-01-01       | 2026-03-16 00:00 | 100   | 29_760
+        2026-03-16 00:00 | -                | 300   | 59_520
+        """
+    )
+    found = recognised(steps, parse_period("2026-03"))
+    by_day = found.group_by(pl.col("quarter_start").dt.day().alias("day")).agg(pl.col("cost").sum() // 10**12)
+    assert sorted(by_day.rows()) == [(day, 960 if day < 16 else 1920) for day in range(1, 32)]
+
+
+def test_dimensions_share_a_fee_without_losing_a_quantum():
+    steps = a.steps(
+        """
+        dimension | fee_per_month  | fee_share_ratio
+        input     | 100.000000000007 | 0.333333333333
+        output    | 100.000000000007 | 0.666666666667
+        """
+    )
+    assert recognised(steps, parse_period("2026-03"))["cost"].sum() == 100_000_000_000_007
+
+
+def test_served_cost_is_split_by_burn_and_never_exceeds_the_capacity():
+    """$10 a quarter hour for 15 x 100: a minute of 450 serves 100 of them; 100/1500 of $10 is split 2 : 1."""
+    steps = a.steps("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
+    rows = burned("series_id | burn\n 0 | 300\n 1 | 150")
+    served, cost = allocate(rows, steps, used(450, steps), QUARTER)
+    check(cost, "recognised_cost | served_cost | idle_cost\n 10 | 0.666666666666 | 9.333333333334")
+    check(served, "series_id | cost\n 0 | 444_444_444_444\n 1 | 222_222_222_222")
+
+
+def test_a_tie_goes_to_the_first_series():
+    rows = pl.DataFrame(
+        {"group": [1, 1, 1], "total": [5, 5, 5], "weight": [2, 2, 2], "series_id": [9, 7, 8]},
+        schema={"group": pl.Int64, "total": SUM, "weight": SUM, "series_id": pl.Int64},
+    )
+    split = split_largest_remainder(
+        rows, group=["group"], total="total", weight="weight", tie_break=["series_id"], into="part"
+    )
+    check(split, "series_id | part\n 7 | 2\n 8 | 2\n 9 | 1")
+
+
+def test_rollups_that_disagree_are_a_wrong_world():
+    steps = a.steps("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
+    with pytest.raises(WrongWorld, match=r"disagree.*metering verify"):
+        allocate(burned("series_id | burn\n 0 | 449"), steps, used(450, steps), QUARTER)
+    with pytest.raises(BadInput, match="burn is negative"):
+        allocate(burned("series_id | burn\n 0 | -1\n 1 | 451"), steps, used(450, steps), QUARTER)
+
+
+@given(st.integers(0, 2**120 - 1), st.integers(0, 2**86), st.integers(1, 2**86))
+def test_multiply_divide_is_exact_beyond_128_bits(factor, weight, weights):
+    weight = min(weight, weights)
+    frame = pl.DataFrame({"f": [factor], "w": [weight], "s": [weights]}, schema=dict.fromkeys("fws", SUM))
+    quotient, remainder = multiply_divide(pl.col("f"), pl.col("w"), pl.col("s"))
+    assert frame.select(quotient.alias("q"), remainder.alias("r")).row(0) == divmod(factor * weight, weights)
+
+
+@given(st.integers(0, 2**100), st.lists(st.integers(0, 2**80), min_size=1, max_size=9))
+def test_parts_sum_to_the_whole(total, weights):
+    weights[0] += 1
+    frame = pl.DataFrame(
+        {"g": [0] * len(weights), "t": [total] * len(weights), "w": weights, "i": list(range(len(weights)))},
+        schema={"g": pl.Int64, "t": SUM, "w": SUM, "i": pl.Int64},
+    )
+    split = split_largest_remainder(frame, group=["g"], total="t", weight="w", tie_break=["i"], into="part")
+    assert split["part"].sum() == total
+    for weight, part in split.select("w", "part").rows():
+        assert part in (total * weight // sum(weights), total * weight // sum(weights) + 1)

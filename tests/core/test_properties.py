@@ -1,0 +1,157 @@
+"""Properties of the whole core on random worlds: it closes, it adds up, and it equals the slow oracle."""
+
+from dataclasses import fields
+from itertools import pairwise
+
+import polars as pl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from metering.core.allocation import recognised
+from metering.core.capacity import capacity, summarise_capacity
+from metering.core.margin import Margin, margin, summarise
+from metering.frames import Books
+from metering.money import to_quanta
+from metering.periods import QUARTER, Period
+from metering.results import LINE_KEY, MARGIN_LINES, UNRATED
+from tests.core.worlds import PERIOD, QUARTERS, START, World, worlds
+from tests.oracle import margin as oracle
+
+relaxed = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
+AMOUNTS = ("charge", "fee", "revenue", "cost_pool", "cost_on_demand", "cost")
+
+
+def run(world: World, period: Period = PERIOD) -> Margin:
+    return margin(world.usage, world.pool_usage, world.books, period, "USD")
+
+
+def plain(books: Books) -> oracle.Book:
+    return oracle.Book(
+        **{
+            field.name: getattr(books, field.name).to_dicts()
+            for field in fields(books)
+            if field.name != "catalog_revision"
+        }
+    )
+
+
+@relaxed
+@given(worlds())
+def test_equals_the_oracle_to_the_last_digit(world):
+    result = run(world)
+    lines, unrated = oracle.margin(
+        world.usage.to_dicts(),
+        world.pool_usage.to_dicts(),
+        plain(world.books),
+        PERIOD.start,
+        PERIOD.until,
+        "USD",
+    )
+    counts = [name for name in MARGIN_LINES.columns if name not in (*LINE_KEY, *AMOUNTS, "currency")]
+    known = ("charge", "fee", "cost_pool", "cost_on_demand")
+    found = result.lines.with_columns(to_quanta(pl.col(name)).alias(name) for name in known)
+    assert {
+        tuple(row[name] for name in LINE_KEY): {name: int(row[name]) for name in (*counts, *known)}
+        for row in found.to_dicts()
+    } == {key: {name: line[name] for name in (*counts, *known)} for key, line in lines.items()}
+    assert {
+        tuple(row[name] for name in UNRATED.key): [row["quantity"], row["quanta"]]
+        for row in result.unrated.with_columns(to_quanta(pl.col("amount")).alias("quanta")).to_dicts()
+    } == {key: cells for key, cells in unrated.items() if cells[0] != 0}
+
+
+@relaxed
+@given(worlds())
+def test_utilization_equals_the_oracle(world):
+    found = capacity(world.pool_usage, world.books, PERIOD).utilization
+    wanted = oracle.utilization(world.pool_usage.to_dicts(), plain(world.books), PERIOD.start, PERIOD.until)
+    names = ("denominator", "contracted", "burn", "spill", "served", "idle", "overrun")
+    assert {
+        (row["pool"], row["dimension"], row["minute"]): {name: row[name] for name in names}
+        for row in found.to_dicts()
+    } == {key: {name: minute[name] for name in names} for key, minute in wanted.items()}
+
+
+@relaxed
+@given(worlds())
+def test_customers_and_idle_close_to_the_recognised_cost(world):
+    result = run(world)
+    cost = recognised(world.books.capacity_steps, PERIOD)
+    foreign = result.unrated.filter((pl.col("side") == "cost") & pl.col("amount").is_not_null())
+    on_pools = foreign.filter(pl.col("pool").is_not_null())
+    assert (
+        sum(to_quanta_of(result.lines["cost_pool"])) + sum(to_quanta_of(on_pools["amount"]))
+        == cost["cost"].sum()
+    )
+
+
+def to_quanta_of(amounts: pl.Series) -> list[int]:
+    return amounts.to_frame("amount").select(to_quanta(pl.col("amount")))["amount"].to_list()
+
+
+@relaxed
+@given(worlds(), st.lists(st.integers(1, QUARTERS - 1), unique=True, max_size=3))
+def test_the_lines_of_a_period_are_the_lines_of_its_parts(world, cuts):
+    edges = [PERIOD.start, *(START + QUARTER * cut for cut in sorted(cuts)), PERIOD.until]
+    parts = [run(world, Period("part", start, until)) for start, until in pairwise(edges)]
+    together = (
+        pl.concat([part.lines for part in parts])
+        .group_by(list(LINE_KEY), maintain_order=True)
+        .agg(
+            pl.exclude("charge_unrated", "cost_unrated", "currency").sum(),
+            pl.col("charge_unrated", "cost_unrated").any(),
+            pl.col("currency").first(),
+        )
+    )
+    whole = run(world)
+    assert MARGIN_LINES.conform(together).equals(whole.lines)
+    assert (
+        pl.concat([part.capacity.utilization for part in parts])
+        .sort("pool", "dimension", "minute")
+        .equals(whole.capacity.utilization)
+    )
+
+
+@relaxed
+@given(worlds(), st.randoms(use_true_random=False))
+def test_order_and_splitting_of_rows_change_nothing(world, random):
+    sums = [name for name, dtype in world.usage.schema.items() if dtype == pl.Int128]
+    torn = []
+    for frame in (world.usage, world.pool_usage):
+        some = [random.randrange(1, 5) for _ in range(frame.height)]
+        part = pl.Series("part", some, dtype=pl.Int128)
+        a = frame.with_columns(pl.col(name) // part for name in sums)
+        b = frame.with_columns(pl.col(name) - pl.col(name) // part for name in sums)
+        both = pl.concat([a, b])
+        order = list(range(both.height))
+        random.shuffle(order)
+        torn.append(both[order] if order else both)
+    mixed = Books(
+        1,
+        **{
+            field.name: getattr(world.books, field.name).reverse()
+            for field in fields(world.books)
+            if field.name != "catalog_revision"
+        },
+    )
+    again = run(World(torn[0], torn[1], mixed))
+    whole = run(world)
+    assert again.lines.equals(whole.lines)
+    assert again.unrated.equals(whole.unrated)
+    assert again.capacity.utilization.equals(whole.capacity.utilization)
+    assert again.capacity.unburned.equals(whole.capacity.unburned)
+    assert summarise_capacity(again.capacity.utilization).equals(
+        summarise_capacity(whole.capacity.utilization)
+    )
+
+
+@relaxed
+@given(worlds(), st.lists(st.sampled_from(tuple(LINE_KEY)), unique=True, max_size=4))
+def test_every_breakdown_sums_to_the_company(world, by):
+    result = run(world)
+    company = summarise(result.lines, [], world.books)
+    parts = summarise(result.lines, by, world.books)
+    sums = [
+        name for name, dtype in company.schema.items() if dtype == pl.Int128 or name in (*AMOUNTS, "margin")
+    ]
+    assert parts.select(pl.col(sums).sum()).rows() == company.select(pl.col(sums).sum()).rows()
