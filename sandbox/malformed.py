@@ -1,7 +1,7 @@
 """Lines that a real stream also holds: each is wrong in one way, and named by the code it must get."""
 
 import json
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 from metering.identity import uuid7_text
@@ -11,6 +11,7 @@ from metering.rejects import RejectCode
 def malformed_lines(day: date, tail: bytes) -> list[tuple[bytes, str]]:
     """Some malformed lines of a day, each with its reject code. `tail`: 10 bytes that make its ids."""
     noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
+    long_ago, far_ahead = datetime(2001, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)
 
     def event(number: int, at: datetime = noon, **changes: Any) -> dict[str, Any]:
         made: dict[str, Any] = {
@@ -47,9 +48,9 @@ def malformed_lines(day: date, tail: bytes) -> list[tuple[bytes, str]]:
         (event(6, data__usage__cache_read_tokens=4_000), RejectCode.COUNTS_CONTRADICT),
         (event(7, data__usage__reasoning_tokens=101), RejectCode.COUNTS_CONTRADICT),
         (event(8, id="x" * 10_000), RejectCode.ID_INVALID),
-        (event(9, noon.replace(year=2001)), RejectCode.TOO_OLD),
-        (event(10, noon.replace(year=2099)), RejectCode.ID_FROM_FUTURE),
-        (event(11, time=(noon + timedelta(days=400)).isoformat()), RejectCode.TIME_FROM_FUTURE),
+        (event(9, long_ago), RejectCode.TOO_OLD),
+        (event(10, far_ahead), RejectCode.ID_FROM_FUTURE),
+        (event(11, time=far_ahead.isoformat()), RejectCode.TIME_FROM_FUTURE),
         (event(12, data__capacity_pool=None), RejectCode.POOL_MISSING),
         (event(13, data__ran_on="moon"), RejectCode.VALUE_UNKNOWN),
         (event(14, data__billable=False), RejectCode.REASON_CONTRADICTS),

@@ -1,0 +1,228 @@
+"""Who an event is: its key, the keys of requests and series, and the digest of its content.
+
+Everything here is a function of bytes that may never change: golden values pin it in the tests.
+"""
+
+import hashlib
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import xxhash
+
+from metering.frames import DIMENSIONS, INSTANT
+from metering.instants import Bytes, Mask, byte_table
+from metering.meters import METERS
+
+#: Version of the content digest: the order and encoding of its fields, and the seed of its hash.
+DIGEST_VERSION: Final = 1
+KEY_BYTES: Final = 16
+#: The fields of the content digest that are texts of their own, in order. The source is half of the identity
+#: and therefore not content.
+_CONTENT_TEXTS: Final = ("event_id", "request_id", "nonbillable_reason", "project", "seat", "usage_source")
+_CROCKFORD: Final = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_BAD: Final = 255
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_HYPHENS: Final = np.array([8, 13, 18, 23])
+_NIBBLES: Final = np.array([place for place in range(36) if place not in (8, 13, 18, 23)])
+
+
+def _lookup(alphabet: bytes) -> Bytes:
+    table = np.full(256, _BAD, dtype=np.uint8)
+    table[np.frombuffer(alphabet, dtype=np.uint8)] = np.arange(len(alphabet), dtype=np.uint8)
+    return table
+
+
+_HEX_VALUES: Final = _lookup(b"0123456789abcdef")
+_CROCKFORD_VALUES: Final = _lookup(_CROCKFORD)
+
+
+@dataclass(frozen=True)
+class EventKeys:
+    """The keys of a column of ids, row by row.
+
+    `keys` is a NumPy array of S16 (big-endian, compares as the 128-bit number does; use `key_list` to get at
+    the bytes: a lone element of S16 loses its trailing zeros). `key_is_id` says that the id's text follows
+    from the key (canonical UUIDv7), so that the text need not be stored. `id_at` is the time inside the id
+    (UTC, whole milliseconds), null where there is none.
+    """
+
+    keys: npt.NDArray[np.bytes_]
+    key_is_id: npt.NDArray[np.bool_]
+    id_at: pl.Series
+
+
+def key_list(keys: npt.NDArray[np.bytes_]) -> list[bytes]:
+    """The 16 bytes of every key."""
+    blob = np.ascontiguousarray(keys).tobytes()
+    return [blob[start : start + KEY_BYTES] for start in range(0, len(blob), KEY_BYTES)]
+
+
+def event_keys(event_ids: pl.Series) -> EventKeys:
+    """The 128-bit key of each id, a function of the id alone.
+
+    - a canonical UUIDv7 (36 characters, lower case, version 7, variant 8..b) is its own key;
+    - a canonical ULID (26 upper-case Crockford characters, the first at most 7) is its own 128 bits;
+    - any other id is the BLAKE2b-128 of its UTF-8 with the top bit set, above every time until 6429.
+    """
+    count = len(event_ids)
+    table = np.zeros((count, KEY_BYTES), dtype=np.uint8)
+    timed = np.zeros(count, dtype=np.bool_)
+    key_is_id = np.zeros(count, dtype=np.bool_)
+    widths = event_ids.str.len_bytes().to_numpy()
+    for width, read in ((36, _uuid7_table), (26, _ulid_table)):
+        rows = np.flatnonzero(widths == width)
+        if len(rows):
+            same = event_ids if len(rows) == count else event_ids.gather(rows)
+            keys, valid = read(byte_table(same, width))
+            table[rows[valid]] = keys[valid]
+            timed[rows[valid]] = True
+            if width == 36:
+                key_is_id[rows[valid]] = True
+    others = np.flatnonzero(~timed)
+    if len(others):
+        blake2b = hashlib.blake2b
+        hashed = [
+            blake2b(text.encode(), digest_size=KEY_BYTES).digest()
+            for text in event_ids.gather(others).to_list()
+        ]
+        table[others] = np.frombuffer(b"".join(hashed), dtype=np.uint8).reshape(-1, KEY_BYTES)
+        table[others, 0] |= 0x80
+    millis = np.zeros(count, dtype=np.int64)
+    for column in range(6):
+        millis = (millis << 8) | table[:, column]
+    id_at = pl.Series("id_at", millis * 1000).cast(INSTANT)
+    if len(others):
+        id_at = id_at.zip_with(pl.Series(timed), id_at.clear(count))
+    return EventKeys(table.view(f"S{KEY_BYTES}").reshape(count), key_is_id, id_at)
+
+
+def _uuid7_table(texts: Bytes) -> tuple[Bytes, Mask]:
+    nibbles = _HEX_VALUES[texts[:, _NIBBLES]]
+    valid: Mask = (texts[:, _HYPHENS] == ord("-")).all(axis=1) & (nibbles != _BAD).all(axis=1)
+    valid &= (nibbles[:, 12] == 7) & (nibbles[:, 16] >= 8) & (nibbles[:, 16] <= 11)
+    keys = np.bitwise_or(nibbles[:, 0::2] << 4, nibbles[:, 1::2] & 15, dtype=np.uint8)
+    return keys, valid
+
+
+def _ulid_table(texts: Bytes) -> tuple[Bytes, Mask]:
+    fives = _CROCKFORD_VALUES[texts]
+    valid: Mask = (fives != _BAD).all(axis=1) & (fives[:, 0] <= 7)
+    high = np.left_shift(fives, 3, dtype=np.uint8)[:, :, None]
+    bits = np.unpackbits(high, axis=2)[:, :, :5].reshape(len(texts), 130)
+    return np.packbits(bits[:, 2:], axis=1), valid
+
+
+def uuid7_texts(millis: npt.NDArray[np.int64], tail: Bytes) -> list[str]:
+    """Canonical UUIDv7 texts from milliseconds since 1970 and (n, 10) bytes of tail (74 bits used)."""
+    table = np.empty((len(millis), KEY_BYTES), dtype=np.uint8)
+    table[:, :6] = millis.astype(">u8").view(np.uint8).reshape(-1, 8)[:, 2:]
+    table[:, 6:] = tail
+    table[:, 6] = (table[:, 6] & 0x0F) | 0x70
+    table[:, 8] = (table[:, 8] & 0x3F) | 0x80
+    blob = table.tobytes().hex()
+    texts = (blob[start : start + 32] for start in range(0, len(blob), 32))
+    return [f"{t[:8]}-{t[8:12]}-{t[12:16]}-{t[16:20]}-{t[20:]}" for t in texts]
+
+
+def uuid7_text(at: datetime, tail: bytes) -> str:
+    """One canonical UUIDv7 text from an aware instant and 10 bytes of tail."""
+    millis = (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return uuid7_texts(np.array([millis]), np.frombuffer(tail[:10], dtype=np.uint8).reshape(1, 10))[0]
+
+
+def is_uuid7(text: str) -> bool:
+    """Whether an id is a canonical UUIDv7 and therefore its own key."""
+    return _UUID7.fullmatch(text) is not None
+
+
+def request_keys(customers: pl.Series, request_ids: pl.Series) -> npt.NDArray[np.bytes_]:
+    """128-bit keys (S16) of (customer, request_id): BLAKE2b over both, each after its length in 4 bytes."""
+    blake2b, length = hashlib.blake2b, struct.Struct(">I").pack
+    prefixes: dict[str, bytes] = {}
+    digests = []
+    for customer, request_id in zip(customers.to_list(), request_ids.to_list(), strict=True):
+        prefix = prefixes.get(customer)
+        if prefix is None:
+            prefix = prefixes[customer] = _length_prefixed(customer)
+        text = request_id.encode()
+        digests.append(blake2b(prefix + length(len(text)) + text, digest_size=KEY_BYTES).digest())
+    return np.array(digests, dtype=f"S{KEY_BYTES}") if digests else np.empty(0, dtype=f"S{KEY_BYTES}")
+
+
+def _length_prefixed(value: str | int | None) -> bytes:
+    """A field after its length in 4 bytes; an integer as 8 bytes; null as the length 2**32 - 1 alone."""
+    if value is None:
+        return b"\xff\xff\xff\xff"
+    encoded = value.encode() if isinstance(value, str) else struct.pack(">q", value)
+    return struct.pack(">I", len(encoded)) + encoded
+
+
+def series_digest(dimensions: Sequence[str | int | None]) -> bytes:
+    """The 16-byte digest that names one series: BLAKE2b over its dimensions in the declared order."""
+    return hashlib.blake2b(b"".join(map(_length_prefixed, dimensions)), digest_size=KEY_BYTES).digest()
+
+
+def series_digests(dimensions: pl.DataFrame) -> pl.Series:
+    """A Binary series with the digest of each row's dimensions (columns of frames.DIMENSIONS)."""
+    columns = list(DIMENSIONS)
+    rows = dimensions.select(columns)
+    distinct = rows.unique()
+    digests = pl.Series("series_digest", [series_digest(row) for row in distinct.rows()], dtype=pl.Binary)
+    if distinct.height == rows.height:
+        return pl.Series("series_digest", [series_digest(row) for row in rows.rows()], dtype=pl.Binary)
+    named = distinct.with_columns(digests)
+    return rows.join(named, on=columns, how="left", nulls_equal=True, maintain_order="left", validate="m:1")[
+        "series_digest"
+    ]
+
+
+_CONTENT: Final = np.dtype(
+    [
+        ("series", f"V{KEY_BYTES}"),
+        ("occurred_at", ">i8"),
+        ("attempt", ">i2"),
+        ("duration_ms", ">i4"),
+        *((meter, ">i4") for meter in METERS),
+    ]
+)
+
+
+def content_digests(events: pl.DataFrame) -> pl.Series:
+    """The signed 64-bit xxh3 of each event's content: every typed field, the id's text, never the source.
+
+    Row encoding of version 1: digest of the series (16 bytes), occurred_at (microseconds, 8), attempt (2),
+    duration_ms (4; -1 for none), the meters (4 each), all big-endian; then the texts of the event each as
+    `length:text` in UTF-8 bytes, or `-` for none. The seed is the version. `events` is a frames.EVENTS frame.
+    """
+    fixed = np.zeros(events.height, dtype=_CONTENT)
+    series = series_digests(events).to_list()
+    fixed["series"] = np.frombuffer(b"".join(series), dtype=f"V{KEY_BYTES}")
+    fixed["occurred_at"] = events["occurred_at"].dt.timestamp("us").to_numpy()
+    fixed["attempt"] = events["attempt"].to_numpy()
+    fixed["duration_ms"] = events["duration_ms"].fill_null(-1).to_numpy()
+    for meter in METERS:
+        fixed[meter] = events[meter].to_numpy()
+    texts = events.select(
+        pl.concat_str(
+            [
+                pl.concat_str(
+                    [pl.col(name).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(name)]
+                ).fill_null("-")
+                for name in _CONTENT_TEXTS
+            ]
+        ).alias("texts")
+    )["texts"].to_list()
+    hashed, blob, width = xxhash.xxh3_64_intdigest, fixed.tobytes(), _CONTENT.itemsize
+    starts = range(0, len(blob), width)
+    digests = [
+        hashed(blob[start : start + width] + text.encode(), DIGEST_VERSION)
+        for start, text in zip(starts, texts, strict=True)
+    ]
+    return pl.Series("content_digest", np.array(digests, dtype=np.uint64).view(np.int64))
