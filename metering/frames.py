@@ -99,7 +99,8 @@ POOL_USAGE: Final = Frame(
 
 _SPAN: Final = {"effective_from": INSTANT, "effective_until": INSTANT}
 _SPAN_LAW: Final = {
-    "ends after it starts": pl.col("effective_until").is_null() | (pl.col("effective_until") > pl.col("effective_from"))
+    "ends after it starts": pl.col("effective_until").is_null()
+    | (pl.col("effective_until") > pl.col("effective_from"))
 }
 #: A price book is what a customer pays, a cost book what we pay on demand: one shape, `rate` serves both.
 #: `unit_price` is per ONE unit (price per million / 1e6, exact at 12 places). `region` '*' is any region.
@@ -200,7 +201,11 @@ BURNDOWN: Final = Frame(
     },
     key=("pool", "dimension", "model", "context_breakpoint", "meter", "effective_from"),
     nullable=frozenset({"effective_until"}),
-    laws={**_SPAN_LAW, "weight is not negative": pl.col("weight") >= 0, "denominator": pl.col("denominator") > 0},
+    laws={
+        **_SPAN_LAW,
+        "weight is not negative": pl.col("weight") >= 0,
+        "denominator": pl.col("denominator") > 0,
+    },
 )
 
 

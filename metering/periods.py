@@ -77,7 +77,9 @@ def _instant(text: str, whole: str) -> datetime:
         raise BadInput(f"'{whole}' is not a period: '{text}' is not a date or time; {_REMEDY}") from None
     instant = parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     if instant != floor_to_quarter(instant):
-        raise BadInput(f"'{whole}' is not a period: '{text}' is not on a quarter hour; use :00, :15, :30 or :45")
+        raise BadInput(
+            f"'{whole}' is not a period: '{text}' is not on a quarter hour; use :00, :15, :30 or :45"
+        )
     return instant
 
 

@@ -1,7 +1,7 @@
 """Settings: everything that has a limit, with its name and unit, read once from the environment."""
 
-from decimal import Decimal
 import os
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,57 +17,108 @@ SANDBOX_ENV = Path(os.environ.get("METERING_SANDBOX_DIR") or "var/sandbox") / "e
 class Settings(BaseSettings):
     """Read from environment variables `METERING_<NAME>`; unknown ones are ignored."""
 
-    model_config = SettingsConfigDict(env_prefix="METERING_", env_file=SANDBOX_ENV, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="METERING_", env_file=SANDBOX_ENV, extra="ignore", frozen=True
+    )
 
-    database_url: SecretStr = Field(SecretStr("postgresql://127.0.0.1:5432/metering"), description="Postgres, as a libpq URL")
+    database_url: SecretStr = Field(
+        SecretStr("postgresql://127.0.0.1:5432/metering"), description="Postgres, as a libpq URL"
+    )
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port, comma-separated")
     kafka_topic: str = Field("inference-events", description="topic that carries the events")
-    kafka_partitions: int = Field(4, ge=1, description="partitions of the topic, when `metering init` makes it")
-    kafka_replication_factor: int = Field(1, ge=1, description="replicas of the topic, when `metering init` makes it")
-    consumer_group: str = Field("metering-ingest", description="group that deals out the partitions to the ingest workers")
-    role_prefix: str = Field("metering_", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="prefix of the database roles")
+    kafka_partitions: int = Field(
+        4, ge=1, description="partitions of the topic, when `metering init` makes it"
+    )
+    kafka_replication_factor: int = Field(
+        1, ge=1, description="replicas of the topic, when `metering init` makes it"
+    )
+    consumer_group: str = Field(
+        "metering-ingest", description="group that deals out the partitions to the ingest workers"
+    )
+    role_prefix: str = Field(
+        "metering_", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="prefix of the database roles"
+    )
     reporting_currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="currency of the reports")
 
-    allowed_lateness_seconds: int = Field(600, ge=0, description="how late an event may arrive before a period counts as complete")
-    clock_skew_seconds: int = Field(5, ge=0, description="largest difference between our clock and the broker's")
-    event_ahead_seconds_max: int = Field(300, ge=0, description="how far an event's time may lie after its append time")
-    id_ahead_seconds_max: int = Field(86_400, ge=0, description="how far the time inside an id may lie after its append time")
-    ledger_back_days: int = Field(35, ge=0, description="days before today that a new ledger takes events for")
+    allowed_lateness_seconds: int = Field(
+        600, ge=0, description="how late an event may arrive before a period counts as complete"
+    )
+    clock_skew_seconds: int = Field(
+        5, ge=0, description="largest difference between our clock and the broker's"
+    )
+    event_ahead_seconds_max: int = Field(
+        300, ge=0, description="how far an event's time may lie after its append time"
+    )
+    id_ahead_seconds_max: int = Field(
+        86_400, ge=0, description="how far the time inside an id may lie after its append time"
+    )
+    ledger_back_days: int = Field(
+        35, ge=0, description="days before today that a new ledger takes events for"
+    )
     partition_ahead_days: int = Field(14, ge=1, description="days ahead for which ledger partitions are made")
 
     record_bytes_max: int = Field(4 * 1024 * 1024, ge=1, description="largest record, decompressed")
     record_events_max: int = Field(10_000, ge=1, description="most events in a record")
     batch_records_max: int = Field(20_000, ge=1, description="most records in one transaction")
-    batch_bytes_target: int = Field(12 * 1024 * 1024, ge=1, description="bytes of records after which a transaction is written")
-    fetch_bytes_max: int = Field(16 * 1024 * 1024, ge=1, description="most bytes that one fetch asks the broker for")
+    batch_bytes_target: int = Field(
+        12 * 1024 * 1024, ge=1, description="bytes of records after which a transaction is written"
+    )
+    fetch_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=1, description="most bytes that one fetch asks the broker for"
+    )
     reject_bytes_max: int = Field(64 * 1024, ge=0, description="most bytes kept of a reject")
     reject_retention_days: int = Field(90, ge=1, description="days that rejects and conflicts are kept")
-    reject_ratio_max: float = Field(0.5, gt=0, le=1, description="share of rejects at which a source is stopped")
-    reject_window_events_min: int = Field(5_000, ge=1, description="events of a source seen before its reject ratio counts")
+    reject_ratio_max: float = Field(
+        0.5, gt=0, le=1, description="share of rejects at which a source is stopped"
+    )
+    reject_window_events_min: int = Field(
+        5_000, ge=1, description="events of a source seen before its reject ratio counts"
+    )
     series_cache_entries_max: int = Field(500_000, ge=1, description="series that a worker remembers")
-    series_new_per_batch_max: int = Field(5_000, ge=1, description="new series in one batch before their source is stopped")
+    series_new_per_batch_max: int = Field(
+        5_000, ge=1, description="new series in one batch before their source is stopped"
+    )
 
     session_timeout_ms: int = Field(45_000, ge=6_000, description="Kafka session timeout of a worker")
-    idle_in_transaction_session_timeout_ms: int = Field(30_000, ge=1, description="must be below the Kafka session timeout")
+    idle_in_transaction_session_timeout_ms: int = Field(
+        30_000, ge=1, description="must be below the Kafka session timeout"
+    )
     statement_timeout_ms: int = Field(60_000, ge=1, description="longest statement of a worker")
     lock_timeout_ms: int = Field(1_000, ge=1, description="longest wait for a row or table lock")
-    idle_refresh_seconds: float = Field(5.0, gt=0, description="how often an idle partition confirms that it has been read to its end")
-    fold_interval_seconds: float = Field(1.0, gt=0, description="how often the fold looks for new ledger rows")
+    idle_refresh_seconds: float = Field(
+        5.0, gt=0, description="how often an idle partition confirms that it has been read to its end"
+    )
+    fold_interval_seconds: float = Field(
+        1.0, gt=0, description="how often the fold looks for new ledger rows"
+    )
     fold_batches_max: int = Field(50, ge=1, description="most batches folded in one transaction")
     pin_interval_seconds: int = Field(900, ge=1, description="how often the fold pins a watermark")
-    evaluate_interval_seconds: float = Field(60.0, gt=0, description="how often the alert rules are evaluated")
+    evaluate_interval_seconds: float = Field(
+        60.0, gt=0, description="how often the alert rules are evaluated"
+    )
     deliver_interval_seconds: float = Field(1.0, gt=0, description="least time between two Slack messages")
     margin_resolve_band_ratio: Decimal = Field(
-        Decimal("0.01"), ge=0, lt=1, description="how far above its floor, as a share of revenue, a margin resolves its alert"
+        Decimal("0.01"),
+        ge=0,
+        lt=1,
+        description="how far above its floor, as a share of revenue, a margin resolves its alert",
     )
-    alerts_per_rule_max: int = Field(10, ge=1, description="messages of one rule and evaluation before they become one digest")
-    retry_backoff_seconds_max: float = Field(30.0, gt=0, description="longest pause between two attempts to reach a server")
+    alerts_per_rule_max: int = Field(
+        10, ge=1, description="messages of one rule and evaluation before they become one digest"
+    )
+    retry_backoff_seconds_max: float = Field(
+        30.0, gt=0, description="longest pause between two attempts to reach a server"
+    )
 
     slack_webhook_url: SecretStr | None = Field(None, description="Slack incoming webhook (a secret)")
     slack_timeout_seconds: float = Field(10.0, gt=0, description="longest wait for Slack")
-    slack_retry_seconds_max: int = Field(86_400, ge=1, description="longest pause between two attempts to deliver a message")
+    slack_retry_seconds_max: int = Field(
+        86_400, ge=1, description="longest pause between two attempts to deliver a message"
+    )
     slack_attempts_max: int = Field(20, ge=1, description="attempts before a message is given up, visibly")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level that is logged")
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="least level that is logged"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -83,7 +134,9 @@ def read_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "METERING_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise BadInput(f"{name}: {first['msg']}; run `metering settings` for what each setting means") from None
+        raise BadInput(
+            f"{name}: {first['msg']}; run `metering settings` for what each setting means"
+        ) from None
     if read.idle_in_transaction_session_timeout_ms >= read.session_timeout_ms:
         raise BadInput(
             "METERING_IDLE_IN_TRANSACTION_SESSION_TIMEOUT_MS must be below METERING_SESSION_TIMEOUT_MS: "

@@ -94,7 +94,9 @@ def tell(folder: Path, events: int, now: datetime) -> None:
         raise BadInput(f"{CATALOG} is not there: the demo needs the examples of a source checkout")
     began = time.monotonic()
     console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print("[bold]metering[/]: which customers are served at a profit, and how well is contracted compute used?")
+    console.print(
+        "[bold]metering[/]: which customers are served at a profit, and how well is contracted compute used?"
+    )
     with console.status("starting Postgres and Kafka on loopback") as status:
         addresses = servers.up(folder, lambda line: status.update(line))
     settings = read_settings(
@@ -103,12 +105,16 @@ def tell(folder: Path, events: int, now: datetime) -> None:
         slack_webhook_url=addresses.slack_webhook_url,
     )
     demo = Demo(folder, events, console, settings, demo_day(settings, now))
-    console.print(f"Postgres, Kafka and a stand-in for Slack are up in {folder} [dim]{time.monotonic() - began:.1f} s[/]")
+    console.print(
+        f"Postgres, Kafka and a stand-in for Slack are up in {folder} [dim]{time.monotonic() - began:.1f} s[/]"
+    )
 
     demo.chapter("A database, a topic, a catalog")
     demo.run("init")
     applied = demo.run("catalog", "apply", _shown(CATALOG), "--yes", "--reason", "demo")
-    console.print(applied.strip().splitlines()[-1] if applied.strip() else "the catalog is in force", highlight=False)
+    console.print(
+        applied.strip().splitlines()[-1] if applied.strip() else "the catalog is in force", highlight=False
+    )
 
     rate = _events(demo)
     _margin(demo)
@@ -128,7 +134,9 @@ def tell(folder: Path, events: int, now: datetime) -> None:
         f"{command} verify",
     ):
         console.print(f"  {line}", highlight=False)
-    console.print(f"\nThe servers go on running; `{command} sandbox down` stops them.", style="dim", highlight=False)
+    console.print(
+        f"\nThe servers go on running; `{command} sandbox down` stops them.", style="dim", highlight=False
+    )
 
 
 def _shown(path: Path) -> str:
@@ -176,7 +184,9 @@ def _events(demo: Demo) -> str:
 def _ingest(demo: Demo) -> None:
     command = [sys.executable, "-m", "metering", "work", "ingest", "--until-idle"]
     workers = [
-        subprocess.Popen(command, env=demo.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=demo.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(WORKERS)
     ]
     for worker in workers:
@@ -189,7 +199,9 @@ def _identity(demo: Demo, expected: Expectation) -> None:
     """Print that nothing was lost, by the ledger's own count and by the generator's."""
     with postgres.reading(demo.settings) as connection:
         row = connection.execute(
-            text(f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in _OUTCOMES)} FROM ingest_batches")
+            text(
+                f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in _OUTCOMES)} FROM ingest_batches"
+            )
         ).one()
     counts = dict(zip(_OUTCOMES, row, strict=True))
     demo.console.print(
@@ -232,7 +244,9 @@ def _margin(demo: Demo) -> None:
 
 def _why(found: reports.MarginReport, row: dict[str, Any]) -> str:
     """One sentence on why a customer loses money: its largest product by cost, what it pays and what that costs."""
-    products = found.by("customer,product").rows.filter(customer=row["customer"]).sort("cost", descending=True)
+    products = (
+        found.by("customer,product").rows.filter(customer=row["customer"]).sort("cost", descending=True)
+    )
     worst = products.row(0, named=True)
     requests = int(worst["requests"])
     return (
@@ -257,11 +271,13 @@ def _refused(demo: Demo) -> None:
     table.columns[1].justify = "right"
     with postgres.reading(demo.settings) as connection:
         for row in connection.execute(
-            text("SELECT code, count(*) AS events, min(detail) AS detail FROM rejects GROUP BY code ORDER BY 2 DESC, 1")
+            text(
+                "SELECT code, count(*) AS events, min(detail) AS detail FROM rejects GROUP BY code ORDER BY 2 DESC, 1"
+            )
         ):
             table.add_row(row.code, f"{row.events:,}", row.detail[:90])
     demo.console.print(table)
-    demo.report("report", "unrated", "--period", str(demo.day))
+    demo.report("report", "unrated", "--period", str(demo.day), "--by", "reason,customer,product")
 
 
 def _alert(demo: Demo) -> None:
@@ -279,7 +295,9 @@ def _export(demo: Demo) -> None:
     demo.chapter("Files for finance")
     at = demo.folder.parent / "exports"
     at.mkdir(parents=True, exist_ok=True)
-    taken = [int(name) for folder in at.iterdir() if (name := folder.name.removeprefix(f"{demo.day}-")).isdigit()]
+    taken = [
+        int(name) for folder in at.iterdir() if (name := folder.name.removeprefix(f"{demo.day}-")).isdigit()
+    ]
     folder = at / f"{demo.day}-{max(taken, default=0) + 1}"
     for name in demo.run("export", _shown(folder), "--period", str(demo.day)).split():
         demo.console.print(f"  {name}", highlight=False)

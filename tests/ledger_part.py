@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from metering.store.ledger import Digests, Part, Refused
+from metering.store.batch import Digests, Part, Refused
 from metering.store.ledger_rows import LEDGER_ROW
 from metering.store.positions import Claim
 

@@ -49,7 +49,11 @@ class Expected:
 
 def run(environment: dict[str, str], *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "metering", *arguments], env=environment, cwd=CHECKOUT, capture_output=True, text=True
+        [sys.executable, "-m", "metering", *arguments],
+        env=environment,
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -82,12 +86,14 @@ def test_reports_of_the_trace_equal_plain_python(settings: Settings, environment
         assert row["uncached_input_tokens"] == read
         assert row["output_tokens"] == written
         assert row["revenue"] == expected.charge(customer)
-    paying = pl.DataFrame(list(rows.values()), infer_schema_length=None).filter(pl.col("customer").is_not_null())
+    paying = pl.DataFrame(list(rows.values()), infer_schema_length=None).filter(
+        pl.col("customer").is_not_null()
+    )
     assert paying["requests"].sum() == 19_366
     # customers and idle are the pool's fee of the month, to the last of twelve places
     assert sum(row["cost"] for row in rows.values()) == FEE_PER_MONTH
 
-    minutes = {row["minute"]: row for row in report.computed.capacity.minutes.iter_rows(named=True)}
+    minutes = {row["minute"]: row for row in report.computed.capacity.utilization.iter_rows(named=True)}
     assert len(minutes) == 30 * 1440
     for at in (datetime(2023, 11, 1, tzinfo=UTC) + timedelta(minutes=n) for n in range(30 * 1440)):
         row = minutes[at]

@@ -61,7 +61,7 @@ capacity_contracts:
           - {models: [large], effective_from: 2026-01-01, weights: {accelerator_ms: 1, other_meters: 0}}
 sources:
   - {source: "gateway://west", name: Gateway West}
-"""  # noqa: E501  (one row a line, as a person would write it)
+"""
 
 
 def folder_of(path: Path, **files: str | bytes) -> Path:

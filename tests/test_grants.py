@@ -48,7 +48,14 @@ WORKERS = tuple(role for role in ROLES if role != "owner")
 
 
 def test_each_role_has_just_these_privileges(settings: Settings) -> None:
-    letters = {"INSERT": "i", "UPDATE": "u", "DELETE": "d", "TRUNCATE": "t", "REFERENCES": "r", "TRIGGER": "g"}
+    letters = {
+        "INSERT": "i",
+        "UPDATE": "u",
+        "DELETE": "d",
+        "TRUNCATE": "t",
+        "REFERENCES": "r",
+        "TRIGGER": "g",
+    }
     found = [["role", "table", "privileges"]]
     with postgres.connect(settings, None) as connection:
         for role in WORKERS:
@@ -85,7 +92,12 @@ def test_no_worker_can_change_empty_or_drop_a_ledger(settings: Settings, role: s
             for form in (*forms, f"UPDATE {{}} SET {column} = {column}"):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(form.format(table))
-        for leaf in ("usage_events_20261101", "usage_events_unordered", "rejects_20261101", "conflicts_20261101"):
+        for leaf in (
+            "usage_events_20261101",
+            "usage_events_unordered",
+            "rejects_20261101",
+            "conflicts_20261101",
+        ):
             for form in ("INSERT INTO {} DEFAULT VALUES", "SELECT * FROM {}", *forms):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     connection.execute(form.format(leaf))

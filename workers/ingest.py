@@ -2,35 +2,27 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import numpy as np
-import polars as pl
 import psycopg
 import structlog
 
-from metering.core.usage import meter
 from metering.errors import Fenced, WrongWorld
-from metering.events import RecordBytes, decode, refuse
-from metering.frames import DIMENSIONS
-from metering.identity import DIGEST_VERSION, content_digests, event_keys, request_keys, series_digests
 from metering.laws import DecodeLimits
-from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import positions, postgres, schema
-from metering.store.chain import text_digest
-from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES, Appended, Digests, Ledger, Part, Refused, Reject
-from metering.store.ledger_rows import LEDGER_ROW, Rows
+from metering.store.batch import Appended
+from metering.store.ledger import Ledger
 from metering.store.names import Names
 from metering.store.positions import Claim
 from metering.store.sources import Brake
-from metering.stream.consumer import Consumer, Fetched, Record
+from metering.stream.consumer import Consumer, Fetched
 from metering.stream.topics import Admin, Topic
-from metering.rejects import RejectCode
+from workers.batching import Batching, Timings
 from workers.loop import Step, run
 
 _POLL_SECONDS: Final = 0.2
@@ -46,27 +38,15 @@ class _Held:
     generation: int
 
 
-class Timings:
-    """Seconds spent by stage, for the log and for the benchmarks."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-
-    @contextmanager
-    def of(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to a stage."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - began
-
-
 class Ingest:
     """One worker: claims what it is dealt, and in each step reads, decodes and appends one batch."""
 
     def __init__(
-        self, settings: Settings, connection: psycopg.Connection[tuple[Any, ...]], consumer: Consumer, admin: Admin
+        self,
+        settings: Settings,
+        connection: psycopg.Connection[tuple[Any, ...]],
+        consumer: Consumer,
+        admin: Admin,
     ) -> None:
         self._settings = settings
         self._connection = connection
@@ -75,14 +55,16 @@ class Ingest:
         self._topic: Topic = admin.get()
         self._held: dict[int, _Held] = {}
         self._ledger = Ledger(connection, settings.reject_bytes_max)
-        self._names = Names(connection, settings.series_cache_entries_max)
         self._brake = Brake(connection, settings)
         self._limits = self._read_limits()
         self._ends: tuple[datetime, dict[int, int]] | None = None
         self._refreshed = 0.0
+        self._began = datetime.now(UTC) - timedelta(seconds=settings.clock_skew_seconds)
         self._owner = positions.worker_name()
         self._bytes_per_record = 65_536.0  # until a poll has shown more, few records at once
         self.timings = Timings()
+        names = Names(connection, settings.series_cache_entries_max)
+        self._batching = Batching(names, self._brake, self.timings)
         self.counts: Counter[str] = Counter()
         self._reported = (time.monotonic(), 0)
 
@@ -105,16 +87,18 @@ class Ingest:
         return False
 
     def idle(self) -> bool:
-        """True when every partition of the topic, whoever reads it, has been read to its end."""
-        ends = self._admin.offsets(self._topic)
+        """True when every partition of the topic, whoever reads it, was confirmed as read to its end since we began."""
+        self._refresh()
+        assert self._ends is not None
         rows = self._connection.execute(
-            "SELECT partition, next_offset FROM stream_positions WHERE topic_uuid = %s AND retired_at IS NULL",
+            "SELECT partition, next_offset, seen_until FROM stream_positions "
+            "WHERE topic_uuid = %s AND retired_at IS NULL",
             (self._topic.uuid,),
         ).fetchall()
-        behind = any(offset < ends.get(partition, 0) for partition, offset in rows)
-        if not behind:
-            self._refresh()
-        return not behind
+        return all(
+            offset >= self._ends[1].get(partition, 0) and seen_until is not None and seen_until >= self._began
+            for partition, offset, seen_until in rows
+        )
 
     # ---- claiming ----------------------------------------------------------------------------------------
 
@@ -152,7 +136,9 @@ class Ingest:
             (self._topic.name,),
         ).fetchall()
         if row is None or not stored:
-            raise WrongWorld(f"topic '{self._topic.name}' has no positions in this database; run `metering init`")
+            raise WrongWorld(
+                f"topic '{self._topic.name}' has no positions in this database; run `metering init`"
+            )
         if (self._topic.uuid,) not in stored:
             raise WrongWorld(positions.remade(self._topic.name, stored[0][0], self._topic.uuid))
         return DecodeLimits.of(self._settings, row[0])
@@ -189,8 +175,10 @@ class Ingest:
                 brought += len(part.records)
                 size += sum(len(record.value or b"") for record in part.records)
                 before = gathered.get(part.partition)
-                joined = part if before is None else Fetched(
-                    part.partition, before.records + part.records, part.next_offset
+                joined = (
+                    part
+                    if before is None
+                    else Fetched(part.partition, before.records + part.records, part.next_offset)
                 )
                 if joined.records or joined.next_offset > held.claim.next_offset:
                     gathered[part.partition] = joined
@@ -213,7 +201,11 @@ class Ingest:
         """Append a batch; what the store refuses is narrowed down to one record and rejected by itself."""
         try:
             self._append_once(fetched, refused=None)
-        except (psycopg.DataError, psycopg.errors.ProgramLimitExceeded, psycopg.errors.CheckViolation) as error:
+        except (
+            psycopg.DataError,
+            psycopg.errors.ProgramLimitExceeded,
+            psycopg.errors.CheckViolation,
+        ) as error:
             if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
                 raise WrongWorld(_missing_partition(error)) from error
             halves = _halves(fetched)
@@ -231,7 +223,13 @@ class Ingest:
         if not fetched:
             return
         try:
-            parts = self._parts(fetched, refused)
+            parts = self._batching.parts(
+                fetched,
+                {part.partition: self._held[part.partition].claim for part in fetched},
+                limits=self._limits,
+                ends=self._ends,
+                refused=refused,
+            )
             with self.timings.of("write"):
                 appended = self._ledger.append(parts)
         except Fenced as error:
@@ -257,137 +255,6 @@ class Ingest:
             )
         self._consumer.commit_advisory({part.partition: part.next_offset for part in fetched})
 
-    def _parts(self, fetched: list[Fetched], refused: str | None) -> list[Part]:
-        """Decode and meter the records of a batch into one Part per partition."""
-        records = [record for part in fetched for record in part.records]
-        raw = [RecordBytes(record.value, record.content_type, record.appended_at) for record in records]
-        with self.timings.of("decode"):
-            decoded = decode(raw, limits=self._limits)
-        with self.timings.of("meter"):
-            events, contradictions = meter(decoded.events)
-            rejects = [decoded.rejects]
-            if contradictions.height:
-                code = pl.lit(RejectCode.COUNTS_CONTRADICT.value).alias("code")
-                rejects.append(refuse(raw, events=decoded.events, refused=contradictions.with_columns(code)))
-            events, stopped = self._brake.hold_back(events, self._names)
-            if stopped.height:
-                rejects.append(refuse(raw, events=decoded.events, refused=stopped))
-            if refused is not None and events.height:
-                store_refused = events.select("record", "index").with_columns(
-                    code=pl.lit(RejectCode.STORE_REFUSED.value),
-                    field=pl.lit(None, pl.String),
-                    detail=pl.lit(f"the store refuses this record: {refused}"),
-                )
-                rejects.append(refuse(raw, events=decoded.events, refused=store_refused))
-                events = events.clear()
-            all_rejects = pl.concat(rejects).sort("record", "index")
-            self._brake.count(events, all_rejects)
-        return self._split(fetched, records, raw, events, all_rejects, decoded.unknown_fields)
-
-    def _split(
-        self,
-        fetched: list[Fetched],
-        records: list[Record],
-        raw: list[RecordBytes],
-        events: pl.DataFrame,
-        rejects: pl.DataFrame,
-        unknown: Mapping[str, int],
-    ) -> list[Part]:
-        """Rows, digests and rejects of each partition, in the order of its records."""
-        with self.timings.of("digest"):
-            events = events.sort("record", "index")
-            rows, texts, digests = self._rows(events)
-        firsts = np.cumsum([0] + [len(part.records) for part in fetched])
-        event_bounds = np.searchsorted(events["record"].to_numpy(), firsts)
-        reject_bounds = np.searchsorted(rejects["record"].to_numpy(), firsts)
-        parts = []
-        for number, part in enumerate(fetched):
-            low, high = int(event_bounds[number]), int(event_bounds[number + 1])
-            own = rows[low:high]
-            own["ordinal"] = np.arange(high - low)
-            chosen = np.arange(low, high)
-            places = events.slice(low, high - low).select("record", "index", "source", "event_id")
-
-            def cut(row: int, places: pl.DataFrame = places) -> Refused:
-                record, index, source, event_id = places.row(row)
-                pieces = refuse(
-                    raw,
-                    events=places,
-                    refused=places.slice(row, 1).select(
-                        "record",
-                        "index",
-                        code=pl.lit(RejectCode.STORE_REFUSED.value),
-                        field=pl.lit(None, pl.String),
-                        detail=pl.lit("conflict"),
-                    ),
-                )
-                return Refused(records[record].offset, index, source, event_id, pieces["payload"][0])
-
-            held = self._held[part.partition]
-            last = part.records[-1].appended_at if part.records else None
-            at_end = self._ends is not None and self._ends[1].get(part.partition) == part.next_offset
-            seen = max(filter(None, (last, self._ends[0] if at_end and self._ends else None)), default=None)
-            parts.append(
-                Part(
-                    claim=held.claim,
-                    next_offset=part.next_offset,
-                    records=len(part.records),
-                    rows=own,
-                    event_ids=texts[low:high],
-                    digests=digests.take(chosen),
-                    rejects=[
-                        Reject(records[row["record"]].offset, row["index"], row["source"], row["event_id"],
-                               row["payload"], row["code"], row["field"], row["detail"])
-                        for row in rejects.slice(
-                            int(reject_bounds[number]), int(reject_bounds[number + 1] - reject_bounds[number])
-                        ).iter_rows(named=True)
-                    ],  # fmt: skip
-                    # counted per source by the decoder; the batch row keeps the sum, on its first part
-                    unknown_fields=sum(unknown.values()) if number == 0 else 0,
-                    appended_until=last,
-                    seen_until=seen,
-                    refused=cut,
-                )
-            )
-        return parts
-
-    def _rows(self, events: pl.DataFrame) -> tuple[Rows, list[str], Digests]:
-        """LEDGER_ROWs of metered events (batch and ordinal still open), id texts, and names to hash."""
-        keys = event_keys(events["event_id"])
-        series = series_digests(events)
-        series_ids = self._names.known_series(set(series.to_list()))
-        sources = self._names.ids("sources", events["source"].unique().to_list())
-        projects = self._names.ids("projects", events["project"].drop_nulls().unique().to_list())
-        seats = self._names.ids("seats", events["seat"].drop_nulls().unique().to_list())
-        columns: dict[str, Any] = {
-            "event_key": keys.keys,
-            "request_key": request_keys(events["customer"], events["request_id"]),
-            "occurred_at": events["occurred_at"].dt.timestamp("us").to_numpy(),
-            "digest": content_digests(events).to_numpy(),
-            "source_id": _mapped(events["source"], sources),
-            "series_id": np.array([series_ids[digest] for digest in series.to_list()], np.int32),
-            "project_id": _mapped(events["project"], projects),
-            "seat_id": _mapped(events["seat"], seats),
-            "duration_ms": events["duration_ms"].fill_null(-1).to_numpy(),
-            **{name: events[name].to_numpy() for name in METERS},
-            "attempt": events["attempt"].to_numpy(),
-            "event_type": EVENT_TYPES["usage"],
-            "usage_source": _mapped(events["usage_source"], USAGE_SOURCES),
-            "nonbillable_reason": _mapped(events["nonbillable_reason"], NONBILLABLE_REASONS),
-            "digest_version": DIGEST_VERSION,
-        }
-        rows = np.zeros(events.height, LEDGER_ROW)
-        for name, values in columns.items():
-            rows[name] = values
-        texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist() if events.height else []
-        names = Digests(
-            np.frombuffer(b"".join(series.to_list()), "S16"),
-            _digested(events["source"]),
-            _digested(events["project"]),
-            _digested(events["seat"]),
-        )
-        return rows, texts, names
-
     def _report(self) -> None:
         now, received = time.monotonic(), sum(self.counts.values()) - self.counts["records"]
         since, before = self._reported
@@ -400,21 +267,6 @@ class Ingest:
             self._reported = (now, received)
 
 
-def _mapped(column: pl.Series, ids: Mapping[Any, int]) -> np.ndarray[Any, Any]:
-    """A column of texts as their ids; null is 0."""
-    distinct = column.unique().to_list()
-    wanted = [0 if value is None else ids[value] for value in distinct]
-    return column.replace_strict(pl.Series(distinct, dtype=pl.String), wanted, return_dtype=pl.Int32).to_numpy()
-
-
-def _digested(column: pl.Series) -> np.ndarray[Any, Any]:
-    """A column of texts as the digests that name them; null is the text ''."""
-    codes = column.fill_null("").rle_id() if column.n_unique() == 1 else column.fill_null("").rank("dense") - 1
-    distinct = column.fill_null("").unique().sort().to_list()
-    table = np.frombuffer(b"".join(map(text_digest, distinct)), "S16")
-    return table[codes.to_numpy().astype(np.intp)] if len(column) else np.empty(0, "S16")
-
-
 def _halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | None:
     """A batch as two smaller ones; None when it is a single record."""
     if len(fetched) > 1:
@@ -425,7 +277,9 @@ def _halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | Non
         return None
     middle = len(part.records) // 2
     first, second = part.records[:middle], part.records[middle:]
-    return [Fetched(part.partition, first, second[0].offset)], [Fetched(part.partition, second, part.next_offset)]
+    return [Fetched(part.partition, first, second[0].offset)], [
+        Fetched(part.partition, second, part.next_offset)
+    ]
 
 
 def _missing_partition(error: psycopg.Error) -> str:
@@ -435,7 +289,9 @@ def _missing_partition(error: psycopg.Error) -> str:
     try:
         day = datetime.fromtimestamp(int(key.replace("-", "")[:12], 16) / 1000, tz=UTC).date()
     except (ValueError, OverflowError, OSError):
-        return f"the ledger has no partition for an event: {detail}; run `metering partitions ensure FROM UNTIL`"
+        return (
+            f"the ledger has no partition for an event: {detail}; run `metering partitions ensure FROM UNTIL`"
+        )
     after = day + timedelta(days=1)
     return f"the ledger has no partition for {day}; nothing was written. Run `metering partitions ensure {day} {after}`"
 
@@ -478,6 +334,8 @@ def work(settings: Settings, *, until_idle: bool = False) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    import sys
+
     from metering.cli import main
 
-    main(["work", "ingest"])
+    main(["work", "ingest", *sys.argv[1:]])

@@ -23,7 +23,9 @@ def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[s
         with postgres.connect(settings, "owner") as connection:
             floor = partitions.floor(connection)
             connection.rollback()
-            first = ledger_from or (floor.date() if floor else today - timedelta(days=settings.ledger_back_days))
+            first = ledger_from or (
+                floor.date() if floor else today - timedelta(days=settings.ledger_back_days)
+            )
             if floor and first < floor.date():
                 raise BadInput(
                     f"--ledger-from {first} lies before this ledger's floor {floor.date()}; "
@@ -41,7 +43,9 @@ def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[s
         yield f"ledger: from {floor.date()} to {ahead - timedelta(days=1)}, {len(made)} days made"
         topic, was_made = admin.ensure()
         with postgres.connect(settings, "operator") as connection, connection.begin():
-            added = positions.register(connection, topic.name, topic.uuid, admin.offsets(topic, earliest=True))
+            added = positions.register(
+                connection, topic.name, topic.uuid, admin.offsets(topic, earliest=True)
+            )
         state = "made" if was_made else "there"
         yield f"topic {topic.name}: {state}, {len(topic.partitions)} partitions, {len(added)} given a position"
 
@@ -76,7 +80,9 @@ def resume_source(settings: Settings, source: str, reason: str) -> str:
     with postgres.connect(settings, "operator") as connection:
         schema.check_version(connection)
         stopped = connection.execute(
-            text("SELECT stopped, reason FROM source_stops WHERE source = :source ORDER BY source_stop_id DESC LIMIT 1"),
+            text(
+                "SELECT stopped, reason FROM source_stops WHERE source = :source ORDER BY source_stop_id DESC LIMIT 1"
+            ),
             {"source": source},
         ).one_or_none()
         connection.rollback()

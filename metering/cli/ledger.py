@@ -7,7 +7,9 @@ import typer
 from metering.errors import BadInput
 
 partitions_app = typer.Typer(help="Days of the ledger.", no_args_is_help=True)
-stream_app = typer.Typer(help="Recorded interventions in what is read. Each needs a reason.", no_args_is_help=True)
+stream_app = typer.Typer(
+    help="Recorded interventions in what is read. Each needs a reason.", no_args_is_help=True
+)
 
 
 def mount(app: typer.Typer) -> None:
@@ -27,7 +29,10 @@ def _day(text: str) -> date:
 
 def init(
     ledger_from: str = typer.Option(
-        "", "--ledger-from", metavar="DATE", help="First day that a new ledger takes events for (35 days ago by default)."
+        "",
+        "--ledger-from",
+        metavar="DATE",
+        help="First day that a new ledger takes events for (35 days ago by default).",
     ),
 ) -> None:
     """Bring an empty database and the Kafka topic to the current version. Safe to run again."""
@@ -48,7 +53,9 @@ def ensure(
     from workers import provision
 
     made = provision.ensure_days(settings(), _day(first), _day(until))
-    typer.echo(f"{len(made)} days made" + (f": {made[0]} to {made[-1]}" if made else ", all were there"), err=True)
+    typer.echo(
+        f"{len(made)} days made" + (f": {made[0]} to {made[-1]}" if made else ", all were there"), err=True
+    )
 
 
 @stream_app.command("adopt")
@@ -95,6 +102,8 @@ def show_settings() -> None:
     for name, field in Settings.model_fields.items():
         value = getattr(now, name)
         table.add_row(
-            f"METERING_{name.upper()}", "(secret)" if isinstance(value, SecretStr) else str(value), field.description
+            f"METERING_{name.upper()}",
+            "(secret)" if isinstance(value, SecretStr) else str(value),
+            field.description,
         )
     console.print(table)

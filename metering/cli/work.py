@@ -16,7 +16,9 @@ def ingest(until_idle: bool = _UNTIL_IDLE) -> None:
 
     configure_logging(settings())
     totals = worker.work(settings(), until_idle=until_idle)
-    counts = ", ".join(f"{totals[name]:,} {name}" for name in ("accepted", "duplicate", "conflict", "rejected"))
+    counts = ", ".join(
+        f"{totals[name]:,} {name}" for name in ("accepted", "duplicate", "conflict", "rejected")
+    )
     typer.echo(f"{totals['records']:,} records: {counts}", err=True)
 
 

@@ -5,23 +5,27 @@ count. One transaction moves the positions and appends rows, rejects, conflicts 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import psycopg
 from psycopg.errors import UniqueViolation
 
 from metering.errors import Fenced
-from metering.store.chain import CHAIN_VERSION, batch_head, batch_root
-from metering.store.ledger_rows import COPY_COLUMNS, Rows, to_copy_binary
-from metering.store.positions import Claim
+from metering.store.batch import Appended, Batch, Indexes, Outcomes, Part, Refused
+from metering.store.chain import CHAIN_VERSION
+from metering.store.ledger_rows import COPY_COLUMNS
 
 #: How the closed lists of an event stand in its row.
-EVENT_TYPES: Final[Mapping[str, int]] = {"usage": 1, "void": 2, "refused": 3, "heartbeat": 4, "compensation": 5}
+EVENT_TYPES: Final[Mapping[str, int]] = {
+    "usage": 1,
+    "void": 2,
+    "refused": 3,
+    "heartbeat": 4,
+    "compensation": 5,
+}
 USAGE_SOURCES: Final[Mapping[str, int]] = {"provider": 1, "estimated": 2, "partial": 3}
 NONBILLABLE_REASONS: Final[Mapping[str | None, int]] = {
     None: 0, "retry": 1, "failure": 2, "refund": 3, "internal": 4, "test": 5, "other": 6,
@@ -32,73 +36,6 @@ LOOK_UP_FIRST_BATCHES: Final = 100
 _COPY_ATTEMPTS: Final = 5
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-Indexes = npt.NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Digests:
-    """The names of a batch's surrogate ids, aligned with its rows (S16 each): what the chain hashes."""
-
-    series: npt.NDArray[np.bytes_]
-    sources: npt.NDArray[np.bytes_]
-    projects: npt.NDArray[np.bytes_]
-    seats: npt.NDArray[np.bytes_]
-
-    def take(self, chosen: Indexes) -> "Digests":
-        """Those of the chosen rows."""
-        return Digests(self.series[chosen], self.sources[chosen], self.projects[chosen], self.seats[chosen])
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A record (index -1) or event that is kept beside the ledger, with its place and bytes."""
-
-    record_offset: int
-    index: int
-    source: str | None
-    event_id: str | None
-    payload: bytes
-
-
-@dataclass(frozen=True)
-class Reject(Refused):
-    """Why it cannot be accepted."""
-
-    code: str
-    field: str | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one intake brings into a transaction: events as LEDGER_ROWs in ordinal order, and rejects.
-
-    `event_ids` is aligned with `rows` ('' where the key is the id). `refused(i)` cuts event i out of its
-    record again, for a conflict. `seen_until` is null where nothing is known of the log's clock.
-    """
-
-    claim: Claim
-    next_offset: int
-    records: int
-    rows: Rows
-    event_ids: list[str]
-    digests: Digests
-    rejects: list[Reject]
-    unknown_fields: int
-    appended_until: datetime | None
-    seen_until: datetime | None
-    refused: Callable[[int], Refused]
-
-
-@dataclass(frozen=True)
-class Appended:
-    """The outcome of one part, and the claim with which its next part goes on."""
-
-    claim: Claim
-    accepted: int
-    duplicate: int
-    conflict: int
-    rejected: int
 
 
 @dataclass
@@ -127,7 +64,7 @@ class Ledger:
         """
         parts = sorted(parts, key=lambda part: part.claim.intake_id)
         batch_ids = [self._batch_id() for _ in parts]
-        batch = _Batch(parts, batch_ids)
+        batch = Batch(parts, batch_ids)
         fresh = batch.distinct
         copied = batch.encode(fresh)
         heads = batch.heads(fresh, len(batch.rows) - len(fresh))
@@ -136,18 +73,25 @@ class Ledger:
                 self._advance(part, head)
             accepted, held = self._copy_new(batch, fresh, copied)
             outcomes = batch.outcomes(accepted, held)
-            final = heads if len(accepted) == len(fresh) and not batch.repeats else batch.final_heads(accepted, outcomes)
+            final = (
+                heads
+                if len(accepted) == len(fresh) and not batch.repeats
+                else batch.final_heads(accepted, outcomes)
+            )
             for part, (_, head), (_, planned) in zip(parts, final, heads, strict=True):
                 if head != planned:
                     self.connection.execute(
-                        "UPDATE stream_positions SET chain_head = %s WHERE intake_id = %s", (head, part.claim.intake_id)
+                        "UPDATE stream_positions SET chain_head = %s WHERE intake_id = %s",
+                        (head, part.claim.intake_id),
                     )
             for part, batch_id in zip(parts, batch_ids, strict=True):
                 self._write_rejects(part, batch_id)
             self._write_conflicts(batch, outcomes)
             appended = [
                 self._write_batch_row(part, batch_id, outcome, root, head)
-                for part, batch_id, outcome, (root, head) in zip(parts, batch_ids, outcomes.counts, final, strict=True)
+                for part, batch_id, outcome, (root, head) in zip(
+                    parts, batch_ids, outcomes.counts, final, strict=True
+                )
             ]
         self._look_up_first = LOOK_UP_FIRST_BATCHES if held else max(0, self._look_up_first - 1)
         return appended
@@ -168,9 +112,7 @@ class Ledger:
                 "nothing was written"
             )
 
-    def _copy_new(
-        self, batch: "_Batch", fresh: Indexes, copied: bytes
-    ) -> tuple[Indexes, dict[int, int]]:
+    def _copy_new(self, batch: Batch, fresh: Indexes, copied: bytes) -> tuple[Indexes, dict[int, int]]:
         """COPY the rows that the ledger does not hold; also row -> digest of those that it does."""
         held: dict[int, int] = {}
         if self._look_up_first:
@@ -195,7 +137,7 @@ class Ledger:
                 copied = batch.encode(fresh)
         raise AssertionError("COPY keeps meeting keys that a look-up does not find")
 
-    def _lookup(self, batch: "_Batch", chosen: Indexes) -> dict[int, int]:
+    def _lookup(self, batch: Batch, chosen: Indexes) -> dict[int, int]:
         """Those of the chosen rows whose (event_key, source_id) the ledger holds: row -> digest held."""
         keys = batch.rows["event_key"][chosen].tobytes().hex()
         texts = [keys[start : start + 32] for start in range(0, len(keys), 32)]
@@ -221,22 +163,35 @@ class Ledger:
     def _write_rejects(self, part: Part, batch_id: int) -> None:
         if not part.rejects:
             return
-        with self.connection.cursor() as cursor, cursor.copy(
-            "COPY rejects (batch_id, intake_id, record_offset, index, source, event_id, payload, payload_bytes, "
-            "payload_sha256, code, field, detail) FROM STDIN"
-        ) as copy:
+        with (
+            self.connection.cursor() as cursor,
+            cursor.copy(
+                "COPY rejects (batch_id, intake_id, record_offset, index, source, event_id, payload, payload_bytes, "
+                "payload_sha256, code, field, detail) FROM STDIN"
+            ) as copy,
+        ):
             for reject in part.rejects:
                 copy.write_row(
-                    (batch_id, part.claim.intake_id, *self._kept(reject), reject.code, reject.field, reject.detail)
+                    (
+                        batch_id,
+                        part.claim.intake_id,
+                        *self._kept(reject),
+                        reject.code,
+                        reject.field,
+                        reject.detail,
+                    )
                 )
 
-    def _write_conflicts(self, batch: "_Batch", outcomes: "_Outcomes") -> None:
+    def _write_conflicts(self, batch: Batch, outcomes: Outcomes) -> None:
         if not outcomes.conflicts:
             return
-        with self.connection.cursor() as cursor, cursor.copy(
-            "COPY conflicts (batch_id, intake_id, record_offset, index, source, event_id, payload, payload_bytes, "
-            "payload_sha256, event_key, source_id, accepted_digest, refused_digest) FROM STDIN"
-        ) as copy:
+        with (
+            self.connection.cursor() as cursor,
+            cursor.copy(
+                "COPY conflicts (batch_id, intake_id, record_offset, index, source, event_id, payload, payload_bytes, "
+                "payload_sha256, event_key, source_id, accepted_digest, refused_digest) FROM STDIN"
+            ) as copy,
+        ):
             for row, held in outcomes.conflicts:
                 part = batch.parts[batch.part_of[row]]
                 kept = self._kept(part.refused(int(row - batch.starts[batch.part_of[row]])))
@@ -272,114 +227,3 @@ class Ledger:
 
 def _without(chosen: Indexes, held: dict[int, int]) -> Indexes:
     return chosen[~np.isin(chosen, np.fromiter(held, np.intp, len(held)))] if held else chosen
-
-
-@dataclass(frozen=True)
-class _Outcomes:
-    counts: list[tuple[int, int, int]]  # per part: accepted, duplicate, conflict
-    conflicts: list[tuple[int, int]]  # (row, digest of the accepted content)
-
-
-class _Batch:
-    """The rows of all parts in one array: parts in order of intake, within a part in ordinal order."""
-
-    def __init__(self, parts: list[Part], batch_ids: list[int]) -> None:
-        self.parts = parts
-        sizes = [len(part.rows) for part in parts]
-        self.starts = np.concatenate([[0], np.cumsum(sizes)])
-        self.part_of = np.repeat(np.arange(len(parts)), sizes)
-        self.rows = np.concatenate([part.rows for part in parts])
-        self.rows["batch_id"] = np.repeat(np.array(batch_ids, np.int64), sizes)
-        self.event_ids = [text for part in parts for text in part.event_ids]
-        #: rows with distinct identity, sorted by key: pages are touched in order
-        self.distinct: Indexes
-        #: row -> the row of the same identity that came first
-        self.repeats: dict[int, int]
-        self._deduplicate()
-
-    def _deduplicate(self) -> None:
-        halves = np.ascontiguousarray(self.rows["event_key"]).view(">u8").reshape(-1, 2).astype("<u8")
-        sources = self.rows["source_id"]
-        order = np.lexsort((np.arange(len(self.rows)), sources, halves[:, 1], halves[:, 0]))
-        same = np.zeros(len(order), np.bool_)
-        same[1:] = (
-            (halves[order[1:]] == halves[order[:-1]]).all(axis=1) & (sources[order[1:]] == sources[order[:-1]])
-        )
-        self.distinct = order[~same]
-        group = np.cumsum(~same) - 1
-        self.repeats = {int(order[at]): int(self.distinct[group[at]]) for at in np.flatnonzero(same)}
-
-    def encode(self, chosen: Indexes) -> bytes:
-        """The COPY bytes of the chosen rows, in their order."""
-        return to_copy_binary(self.rows[chosen], self._texts(chosen))
-
-    def _texts(self, chosen: Indexes) -> list[str] | None:
-        texts = [self.event_ids[row] for row in chosen.tolist()]
-        return texts if any(texts) else None
-
-    def _root(self, part: int, accepted: Indexes) -> bytes:
-        """The root over the accepted rows of a part (row numbers, ascending: in ordinal order)."""
-        local = accepted - self.starts[part]
-        names = self.parts[part].digests.take(local)
-        return batch_root(
-            self.rows[accepted],
-            series=names.series,
-            sources=names.sources,
-            projects=names.projects,
-            seats=names.seats,
-            event_ids=self._texts(accepted),
-        )
-
-    def _rows_of(self, part: int, accepted: Indexes) -> Indexes:
-        return np.sort(accepted[self.part_of[accepted] == part])
-
-    def heads(self, accepted: Indexes, repeats: int) -> list[tuple[bytes, bytes]]:
-        """Root and head of each part if all of `accepted` enters; a batch with repeats is hashed at the end."""
-        if repeats:
-            return [(bytes(32), part.claim.chain_head) for part in self.parts]
-        counts = [(len(part.rows), 0, 0) for part in self.parts]
-        return self._chained(accepted, counts)
-
-    def final_heads(self, accepted: Indexes, outcomes: _Outcomes) -> list[tuple[bytes, bytes]]:
-        """Root and head of each part as it came out."""
-        return self._chained(accepted, outcomes.counts)
-
-    def _chained(self, accepted: Indexes, counts: list[tuple[int, int, int]]) -> list[tuple[bytes, bytes]]:
-        chained = []
-        for number, (part, (entered, duplicate, conflict)) in enumerate(zip(self.parts, counts, strict=True)):
-            root = self._root(number, self._rows_of(number, accepted))
-            claim = part.claim
-            head = batch_head(
-                claim.chain_head,
-                kind="kafka",
-                topic_uuid=claim.topic_uuid,
-                partition=claim.partition,
-                sequence=claim.next_sequence,
-                first_offset=claim.next_offset,
-                next_offset=part.next_offset,
-                records=part.records,
-                received=len(part.rows) + len(part.rejects),
-                accepted=entered,
-                duplicate=duplicate,
-                conflict=conflict,
-                rejected=len(part.rejects),
-                root=root,
-            )
-            chained.append((root, head))
-        return chained
-
-    def outcomes(self, accepted: Indexes, held: dict[int, int]) -> _Outcomes:
-        """Count each part's rows as accepted, duplicate (same content) or conflict (other content)."""
-        digests = self.rows["digest"]
-        # what stands in the ledger for each row that did not enter
-        standing = dict(held)
-        for row, first in self.repeats.items():
-            standing[row] = held.get(first, int(digests[first]))
-        conflicts = [(row, digest) for row, digest in sorted(standing.items()) if digest != int(digests[row])]
-        entered = np.bincount(self.part_of[accepted], minlength=len(self.parts))
-        kept_out = np.bincount(self.part_of[[*standing]] if standing else [], minlength=len(self.parts))
-        refused = np.bincount(self.part_of[[row for row, _ in conflicts]] if conflicts else [], minlength=len(self.parts))
-        counts = [
-            (int(entered[at]), int(kept_out[at] - refused[at]), int(refused[at])) for at in range(len(self.parts))
-        ]
-        return _Outcomes(counts, conflicts)

@@ -41,7 +41,8 @@ class Names:
             if absent:
                 with self._connection.transaction():
                     self._connection.execute(
-                        f"INSERT INTO {table} ({column}) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING", (absent,)
+                        f"INSERT INTO {table} ({column}) SELECT unnest(%s::text[]) ON CONFLICT DO NOTHING",
+                        (absent,),
                     )
                 found.update(self._connection.execute(select, (absent,)).fetchall())
             known.update(found)
@@ -63,7 +64,9 @@ class Names:
         """Make the series of `rows`: digest -> values in the order of frames.DIMENSIONS."""
         ordered = sorted(rows)
         columns = [[rows[digest][place] for digest in ordered] for place in range(len(DIMENSIONS))]
-        arrays = ", ".join("%s::int[]" if name == "context_breakpoint" else "%s::text[]" for name in DIMENSIONS)
+        arrays = ", ".join(
+            "%s::int[]" if name == "context_breakpoint" else "%s::text[]" for name in DIMENSIONS
+        )
         with self._connection.transaction():
             self._connection.execute(
                 f"INSERT INTO series (series_digest, {', '.join(DIMENSIONS)}) "

@@ -42,7 +42,9 @@ def _attach(connection: Connection, parent: str, name: str, bounds: str) -> None
     """
     for attempt in range(_ATTEMPTS):
         try:
-            connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)")
+            connection.exec_driver_sql(
+                f"CREATE TABLE IF NOT EXISTS {name} (LIKE {parent} INCLUDING ALL EXCLUDING IDENTITY)"
+            )
             connection.exec_driver_sql(f"ALTER TABLE {parent} ATTACH PARTITION {name} FOR VALUES {bounds}")
             connection.commit()
             return
@@ -65,11 +67,18 @@ def ensure(connection: Connection, first: date, until: date) -> list[date]:
     if until <= first:
         raise BadInput(f"{first}..{until} holds no day; give the first day and the day after the last")
     if (until - first).days > 3700:
-        raise BadInput(f"{first}..{until} are {(until - first).days} days; make at most ten years of partitions at once")
+        raise BadInput(
+            f"{first}..{until} are {(until - first).days} days; make at most ten years of partitions at once"
+        )
     existing = _existing(connection, "usage_events")
     connection.rollback()
     if "usage_events_unordered" not in existing:
-        _attach(connection, "usage_events", "usage_events_unordered", f"FROM ('{UUID(int=1 << 127)}') TO (MAXVALUE)")
+        _attach(
+            connection,
+            "usage_events",
+            "usage_events_unordered",
+            f"FROM ('{UUID(int=1 << 127)}') TO (MAXVALUE)",
+        )
     made = []
     for day in _days(first, until):
         name = f"usage_events_{day:%Y%m%d}"
@@ -97,12 +106,19 @@ def ensure_rejects(connection: Connection, first: date, until: date) -> int:
         for day in _days(first, until):
             name = f"{parent}_{day:%Y%m%d}"
             if name not in existing:
-                _attach(connection, parent, name, f"FROM ('{day} 00:00:00+00') TO ('{day + timedelta(days=1)} 00:00:00+00')")
+                _attach(
+                    connection,
+                    parent,
+                    name,
+                    f"FROM ('{day} 00:00:00+00') TO ('{day + timedelta(days=1)} 00:00:00+00')",
+                )
                 made += 1
     return made
 
 
 def floor(connection: Connection) -> datetime | None:
     """The instant below which the ledger takes nothing; None before `metering init`."""
-    found: datetime | None = connection.execute(text("SELECT floor_at FROM ledger_floor")).scalar_one_or_none()
+    found: datetime | None = connection.execute(
+        text("SELECT floor_at FROM ledger_floor")
+    ).scalar_one_or_none()
     return found

@@ -34,7 +34,9 @@ class Claim:
     chain_head: bytes
 
 
-def register(connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int]) -> list[int]:
+def register(
+    connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int]
+) -> list[int]:
     """Give every partition of a topic a position, where it has none; returns the partitions that got one.
 
     A partition begins at the first offset that the log still holds. Raises WrongWorld when positions of
@@ -61,7 +63,9 @@ def remade(topic: str, stored: object, found: object) -> str:
     )
 
 
-def _insert(connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int]) -> list[int]:
+def _insert(
+    connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int]
+) -> list[int]:
     added = []
     for partition, offset in sorted(first_offsets.items()):
         made = connection.execute(
@@ -70,7 +74,13 @@ def _insert(connection: Connection, topic: str, topic_uuid: UUID, first_offsets:
                 "VALUES ('kafka', :topic, :uuid, :partition, :offset, :genesis) "
                 "ON CONFLICT (topic_uuid, partition) DO NOTHING RETURNING intake_id"
             ),
-            {"topic": topic, "uuid": topic_uuid, "partition": partition, "offset": offset, "genesis": GENESIS},
+            {
+                "topic": topic,
+                "uuid": topic_uuid,
+                "partition": partition,
+                "offset": offset,
+                "genesis": GENESIS,
+            },
         ).scalar_one_or_none()
         if made is not None:
             added.append(partition)
@@ -78,7 +88,13 @@ def _insert(connection: Connection, topic: str, topic_uuid: UUID, first_offsets:
 
 
 def adopt(
-    connection: Connection, topic: str, topic_uuid: UUID, first_offsets: Mapping[int, int], *, by: str, reason: str
+    connection: Connection,
+    topic: str,
+    topic_uuid: UUID,
+    first_offsets: Mapping[int, int],
+    *,
+    by: str,
+    reason: str,
 ) -> list[int]:
     """Begin with another topic of the same name: retire the old positions, give the new partitions theirs.
 
@@ -96,12 +112,16 @@ def adopt(
         {"topic": topic, "uuid": topic_uuid},
     ).all()
     if not old:
-        raise BadInput(f"there is nothing to adopt: the stored positions are those of topic '{topic}' as it is now")
+        raise BadInput(
+            f"there is nothing to adopt: the stored positions are those of topic '{topic}' as it is now"
+        )
     added = _insert(connection, topic, topic_uuid, first_offsets)
     details = {
         "topic": topic,
         "topic_uuid": str(topic_uuid),
-        "retired": [[row.intake_id, str(row.topic_uuid), row.partition, row.next_offset] for row in sorted(old)],
+        "retired": [
+            [row.intake_id, str(row.topic_uuid), row.partition, row.next_offset] for row in sorted(old)
+        ],
         "first_offsets": {str(partition): first_offsets[partition] for partition in added},
     }
     intervene(connection, "adopt", by=by, reason=reason, details=details)
@@ -148,7 +168,12 @@ def worker_name() -> str:
 
 
 def claim(
-    connection: psycopg.Connection[tuple[Any, ...]], topic_uuid: UUID, partition: int, *, role: str, owner: str
+    connection: psycopg.Connection[tuple[Any, ...]],
+    topic_uuid: UUID,
+    partition: int,
+    *,
+    role: str,
+    owner: str,
 ) -> Claim:
     """Take a partition over: from here on every older claim is fenced.
 

@@ -22,9 +22,13 @@ def _url(settings: Settings) -> URL:
     try:
         url = make_url(settings.database_url.get_secret_value())
     except ArgumentError:
-        raise BadInput("METERING_DATABASE_URL is not a URL; give postgresql://USER:PASSWORD@HOST:PORT/DATABASE") from None
+        raise BadInput(
+            "METERING_DATABASE_URL is not a URL; give postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        ) from None
     if not url.drivername.startswith("postgres"):
-        raise BadInput(f"METERING_DATABASE_URL is of '{url.drivername}'; this program keeps its ledgers in Postgres")
+        raise BadInput(
+            f"METERING_DATABASE_URL is of '{url.drivername}'; this program keeps its ledgers in Postgres"
+        )
     return url.set(drivername="postgresql+psycopg")
 
 
@@ -60,7 +64,7 @@ def _session(settings: Settings, role: str | None) -> dict[str, Any]:
     }
 
 
-def connect_failure(settings: Settings, error: psycopg.Error) -> MeteringError:
+def connect_failure(settings: Settings, error: BaseException) -> MeteringError:
     """What a failed connection means to a person."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if 'parameter "role"' in str(error) or "permission denied to set role" in str(error):
@@ -85,8 +89,7 @@ def connect(settings: Settings, role: str | None) -> Connection:
     try:
         return engine.connect()
     except DBAPIError as error:
-        assert isinstance(error.orig, psycopg.Error)
-        raise connect_failure(settings, error.orig) from None
+        raise connect_failure(settings, error.orig or error) from None
 
 
 def connect_driver(settings: Settings, role: str) -> psycopg.Connection[tuple[Any, ...]]:
@@ -112,8 +115,9 @@ def reading(settings: Settings, role: str = "read") -> Iterator[Connection]:
 
     with connect(settings, role) as connection:
         connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-        # A report may run for longer than a worker's statement.
+        # A report may run for longer than a worker's statement, and compute for longer between two of them.
         connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("SET idle_in_transaction_session_timeout = '1h'")
         schema.check_version(connection)
         yield connection
         connection.rollback()

@@ -39,7 +39,9 @@ def version(connection: Connection) -> str | None:
     """The schema version of the database; None when it has none."""
     if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar_one() is None:
         return None
-    found: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+    found: str | None = connection.execute(
+        text("SELECT version_num FROM alembic_version")
+    ).scalar_one_or_none()
     return found
 
 
@@ -55,7 +57,9 @@ def check_version(connection: Connection) -> None:
         raise WrongWorld("the database holds no metering tables; run `metering init`")
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if found in known:
-        raise WrongWorld(f"the database is at migration {found}, this program needs {head()}; run `metering init`")
+        raise WrongWorld(
+            f"the database is at migration {found}, this program needs {head()}; run `metering init`"
+        )
     raise WrongWorld(
         f"the database is at migration {found}, newer than this program knows ({head()}); upgrade the program"
     )

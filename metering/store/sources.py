@@ -73,7 +73,13 @@ class Brake:
         if new.height:
             distinct = new.unique("series_digest")
             names.make_series(
-                dict(zip(distinct["series_digest"].to_list(), distinct.select(list(DIMENSIONS)).rows(), strict=True))
+                dict(
+                    zip(
+                        distinct["series_digest"].to_list(),
+                        distinct.select(list(DIMENSIONS)).rows(),
+                        strict=True,
+                    )
+                )
             )
         return events.drop("series_digest"), held_back
 
@@ -86,7 +92,9 @@ class Brake:
             "index",
             code=pl.lit("source_stopped"),
             field=pl.lit("source"),
-            detail=pl.lit("the source is stopped; `metering report now` says why, `metering stream resume` lets it go on"),
+            detail=pl.lit(
+                "the source is stopped; `metering report now` says why, `metering stream resume` lets it go on"
+            ),
         )
         return events.filter(~stopped), held_back
 
@@ -95,7 +103,9 @@ class Brake:
         accepted: Counter[str] = Counter(dict(events["source"].value_counts().iter_rows()))
         refused: Counter[str] = Counter(
             dict(
-                rejects.filter(pl.col("source").is_not_null() & (pl.col("code") != "source_stopped"))["source"]
+                rejects.filter(pl.col("source").is_not_null() & (pl.col("code") != "source_stopped"))[
+                    "source"
+                ]
                 .value_counts()
                 .iter_rows()
             )

@@ -147,7 +147,8 @@ stream_positions = Table(
     UniqueConstraint("topic_uuid", "partition"),
     CheckConstraint("kind IN ('kafka', 'replay', 'settle', 'adjustments', 'bills')", name="kind"),
     CheckConstraint(
-        "(kind = 'kafka') = (topic IS NOT NULL AND topic_uuid IS NOT NULL AND partition IS NOT NULL)", name="kafka"
+        "(kind = 'kafka') = (topic IS NOT NULL AND topic_uuid IS NOT NULL AND partition IS NOT NULL)",
+        name="kafka",
     ),
     CheckConstraint("next_offset >= 0 AND next_sequence >= 0 AND epoch >= 0", name="not_negative"),
 )
@@ -270,7 +271,14 @@ pool_minutes = Table(
     _required("interval_id", BigInteger),
     *(_required(name, BigInteger) for name in _sums),
     PrimaryKeyConstraint(
-        "minute", "pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint", "interval_id"
+        "minute",
+        "pool",
+        "ran_on",
+        "model_served",
+        "tier_served",
+        "region",
+        "context_breakpoint",
+        "interval_id",
     ),
 )
 fold_positions = Table(

@@ -195,7 +195,8 @@ class Consumer:
             facts = "; ".join(
                 f"partition {at.partition}: our position {position}, the log holds {first[at]} to {last[at]}"
                 for at in started
-                if (position := self._position(at.partition)) is not None and not first[at] <= position <= last[at]
+                if (position := self._position(at.partition)) is not None
+                and not first[at] <= position <= last[at]
             )
         except KafkaError as second:
             facts = f"the log's bounds could not be asked: {second}"

@@ -66,7 +66,9 @@ class Admin:
                     request_timeout_ms=10_000,
                 )
             except ValueError as error:
-                raise BadInput(f"METERING_KAFKA_BOOTSTRAP '{settings.kafka_bootstrap}': {error}; give host:port") from None
+                raise BadInput(
+                    f"METERING_KAFKA_BOOTSTRAP '{settings.kafka_bootstrap}': {error}; give host:port"
+                ) from None
 
     def __enter__(self) -> "Admin":
         return self

@@ -105,8 +105,8 @@ def upgrade() -> None:
         event_id text NOT NULL,
         PRIMARY KEY (event_key, source_id),
         CONSTRAINT usage_events_sign_check CHECK (
-            CASE WHEN source_id > 0 THEN least({', '.join(_METERS)}) >= 0
-                 ELSE greatest({', '.join(_METERS)}) <= 0 END)
+            CASE WHEN source_id > 0 THEN least({", ".join(_METERS)}) >= 0
+                 ELSE greatest({", ".join(_METERS)}) <= 0 END)
         ) PARTITION BY RANGE (event_key)"""
     )
     op.execute("CREATE INDEX usage_events_batch_id_idx ON usage_events (batch_id)")
@@ -236,7 +236,16 @@ def upgrade() -> None:
     op.execute(
         f"GRANT SELECT (event_key, source_id, digest, digest_version) ON usage_events TO {prefix}ingest"
     )
-    written = ("sources", "projects", "seats", "series", "usage_events", "ingest_batches", "rejects", "conflicts")
+    written = (
+        "sources",
+        "projects",
+        "seats",
+        "series",
+        "usage_events",
+        "ingest_batches",
+        "rejects",
+        "conflicts",
+    )
     op.execute(grant(prefix, "ingest", "INSERT", "source_stops", *written))
     op.execute(grant(prefix, "ingest", "UPDATE", "stream_positions"))
     op.execute(f"GRANT USAGE ON SEQUENCE ingest_batches_batch_id_seq TO {prefix}ingest, {prefix}settle")

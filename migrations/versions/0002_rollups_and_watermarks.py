@@ -45,9 +45,7 @@ def upgrade() -> None:
             PRIMARY KEY (minute, pool, ran_on, model_served, tier_served, region, context_breakpoint, interval_id)
         )"""
     )
-    op.execute(
-        "CREATE TABLE fold_positions (intake_id integer PRIMARY KEY, next_sequence bigint NOT NULL)"
-    )
+    op.execute("CREATE TABLE fold_positions (intake_id integer PRIMARY KEY, next_sequence bigint NOT NULL)")
     op.execute(
         """
         CREATE TABLE watermarks (

@@ -1,0 +1,117 @@
+"""The columns of every report, in the order of the files; docs/reports.md says what each means."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from metering.delivery.report import Column, Kind
+from metering.meters import METERS
+
+
+def _columns(*rows: tuple[str, Kind, str, str, int]) -> tuple[Column, ...]:
+    return tuple(Column(*row) for row in rows)
+
+
+#: What the rows of margin, usage and unrated may be about.
+_ABOUT: Final = _columns(
+    ("day", "day", "day", "UTC", 0),
+    ("line", "text", "line", "", 0),
+    ("side", "text", "side", "", 0),
+    ("reason", "text", "reason", "", 0),
+    ("customer", "text", "customer", "", 0),
+    ("name", "text", "name", "", 7),
+    ("kind", "text", "kind", "", 3),
+    ("segment", "text", "segment", "", 8),
+    ("product", "text", "product", "", 0),
+    ("tier_sold", "text", "tier sold", "", 0),
+    ("provider", "text", "provider", "", 0),
+    ("model_served", "text", "model served", "", 0),
+    ("tier_served", "text", "tier served", "", 0),
+    ("region", "text", "region", "", 0),
+    ("pool", "text", "pool", "", 0),
+    ("ran_on", "text", "ran on", "", 0),
+    ("context_breakpoint", "count", "above context", "tokens", 0),
+    ("meter", "text", "meter", "", 0),
+)
+_METERS: Final = tuple(
+    Column(meter, "quantity", meter.removesuffix("_tokens").removesuffix("_ms").replace("_", " "), unit, 9)
+    for meter in METERS
+    for unit in ("ms" if meter.endswith("_ms") else "tokens",)
+)
+#: Requests and every meter; the two totals are sums of meters.
+USAGE_SUMS: Final = (
+    *_columns(
+        ("requests", "count", "requests", "attempts", 3),
+        ("billable_requests", "count", "billable", "requests", 9),
+        ("total_input_tokens", "quantity", "input", "tokens", 5),
+        ("total_output_tokens", "quantity", "output", "tokens", 5),
+    ),
+    *_METERS,
+)
+#: Amounts; the unit of each is the report's currency.
+_AMOUNTS: Final = _columns(
+    ("charge", "money", "charges", "", 4),
+    ("fee", "money", "fees", "", 4),
+    ("revenue", "money", "revenue", "", 0),
+    ("cost_pool", "money", "pool cost", "", 2),
+    ("cost_on_demand", "money", "on-demand cost", "", 2),
+    ("cost", "money", "cost", "", 0),
+    ("margin", "money", "margin", "", 0),
+    ("margin_ratio", "ratio", "margin", "of revenue", 0),
+    ("floor_ratio", "ratio", "floor", "of revenue", 1),
+    ("breach", "flag", "breach", "", 1),
+    ("charge_unrated", "flag", "charge", "unrated", 2),
+    ("cost_unrated", "flag", "cost", "unrated", 2),
+    ("currency", "text", "currency", "", 9),
+)
+MARGIN: Final = (*_ABOUT, *USAGE_SUMS, *_AMOUNTS)
+USAGE: Final = (*_ABOUT, *USAGE_SUMS)
+UNRATED: Final = (
+    *_ABOUT,
+    *_columns(
+        ("quantity", "quantity", "quantity", "of the meter", 0),
+        ("amount", "money", "amount", "", 1),
+        ("currency", "text", "currency", "", 1),
+    ),
+)
+CAPACITY: Final = _columns(
+    ("pool", "text", "pool", "", 0),
+    ("dimension", "text", "dimension", "", 3),
+    ("window_start", "instant", "window", "UTC", 0),
+    ("supplier", "text", "supplier", "", 9),
+    ("unit", "text", "bought in", "", 8),
+    ("minutes", "count", "minutes", "contracted", 6),
+    ("contracted", "burn", "contracted", "burn units", 1),
+    ("undelivered", "burn", "undelivered", "burn units", 7),
+    ("carved_out", "burn", "carved out", "burn units", 7),
+    ("available", "burn", "available", "burn units", 8),
+    ("burn", "burn", "burn", "burn units", 8),
+    ("served", "burn", "served", "burn units", 1),
+    ("idle", "burn", "idle", "burn units", 1),
+    ("overrun", "burn", "overrun", "burn units", 2),
+    ("spill", "burn", "spill", "burn units", 2),
+    ("served_of_contracted_ratio", "ratio", "used", "of contracted", 6),
+    ("served_of_available_ratio", "ratio", "used", "of available", 0),
+    ("mean_ratio", "ratio", "mean", "of minutes", 7),
+    ("p50_ratio", "ratio", "p50", "of minutes", 4),
+    ("p95_ratio", "ratio", "p95", "of minutes", 3),
+    ("p99_ratio", "ratio", "p99", "of minutes", 4),
+    ("max_ratio", "ratio", "max", "minute", 3),
+    ("minutes_at_limit", "count", "at limit", "minutes", 2),
+    ("minutes_at_limit_5m", "count", "at limit", "in 5 min", 5),
+    ("minutes_at_limit_15m", "count", "at limit", "in 15 min", 5),
+    ("longest_run_at_limit_minutes", "count", "longest run", "minutes", 4),
+    ("pool_minutes_at_limit", "count", "pool at limit", "minutes", 8),
+    ("recognised_cost", "money", "cost", "", 1),
+    ("served_cost", "money", "served cost", "", 3),
+    ("idle_cost", "money", "idle cost", "", 1),
+    ("currency", "text", "currency", "", 9),
+)
+
+
+def in_currency(columns: Sequence[Column], currency: str) -> tuple[Column, ...]:
+    """The columns with the report's currency as the unit of their amounts."""
+    return tuple(
+        replace(column, unit=currency) if column.kind == "money" and not column.unit else column
+        for column in columns
+    )

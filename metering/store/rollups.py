@@ -1,0 +1,289 @@
+"""Rollups: what the fold reads and adds, and the usage that reports read back from them.
+
+A rollup row belongs to an *interval*, the span between two watermarks; the fold adds to the open one. As of
+watermark W a sum runs over the intervals up to W, live over all of them. Everything here works inside the
+caller's transaction and commits nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import psycopg
+from psycopg import sql
+from sqlalchemy import Connection, text
+
+from metering.errors import WrongWorld
+from metering.frames import DIMENSIONS, INSTANT, POOL_USAGE, SUM, SUMS, USAGE
+from metering.meters import METERS
+from metering.store.ledger_rows import Rows, copy_out, copy_stream, row_dtype
+from metering.store.postgres import FOLD, driver
+
+_QUARTER_MICROSECONDS: Final = 15 * 60 * 1_000_000
+
+Driver = psycopg.Connection[Any]
+
+_USAGE_EVENT: Final = 1
+_FOLDABLE: Final = {
+    "occurred_at": "instant",
+    "series_id": "int4",
+    "source_id": "int4",
+    **dict.fromkeys(METERS, "int4"),
+}
+_QUARTERS: Final = {"quarter_start": "instant", "series_id": "int4", **dict.fromkeys(SUMS, "int8")}
+_SERIES_POOLS: Final = ("series_id", *POOL_USAGE.key[1:], "counts_for")
+_POOL_KEY: Final = POOL_USAGE.key
+_STAGES: Final = {"usage_quarters": "folded_quarters", "pool_minutes": "folded_minutes"}
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """A committed batch that no rollup holds yet."""
+
+    batch_id: int
+    intake_id: int
+    sequence: int
+    accepted: int
+
+
+def lock_fold(connection: Connection) -> bool:
+    """Take the lock FOLD until the connection closes; False while another session holds it."""
+    got: bool = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({FOLD})").scalar_one()
+    connection.commit()
+    return got
+
+
+def fold_holder(connection: Connection) -> str:
+    """Who holds the lock FOLD, in words. Ends the transaction."""
+    # the rights of the login user show when its other sessions began; the worker's role does not see that
+    connection.exec_driver_sql("SET LOCAL ROLE NONE")
+    row = connection.execute(
+        text(
+            "SELECT pid, a.backend_start, a.client_addr "
+            "FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) "
+            "WHERE l.locktype = 'advisory' AND l.granted "
+            "AND l.classid = 0 AND l.objid = :key AND l.objsubid = 1 "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        {"key": FOLD},
+    ).first()
+    connection.rollback()
+    if row is None:
+        return "nobody any more"
+    since = "an unknown time" if row.backend_start is None else f"{row.backend_start:%Y-%m-%d %H:%M:%S} UTC"
+    return f"backend {row.pid} from {row.client_addr or 'a local socket'}, since {since}"
+
+
+def unfolded(connection: Connection, batches_max: int) -> list[Unfolded]:
+    """The next batches to fold: of every intake in sequence order, without gaps, at most `batches_max`.
+
+    Raises WrongWorld when a batch is missing between two others: the ledger was tampered with.
+    """
+    rows = connection.execute(
+        text(
+            "SELECT b.batch_id, p.intake_id, b.sequence, b.accepted, "
+            "coalesce(f.next_sequence, 0) AS expected "
+            "FROM stream_positions p LEFT JOIN fold_positions f USING (intake_id) "
+            "CROSS JOIN LATERAL (SELECT batch_id, sequence, accepted FROM ingest_batches i "
+            "WHERE i.intake_id = p.intake_id AND i.sequence >= coalesce(f.next_sequence, 0) "
+            "ORDER BY i.sequence LIMIT :most) b "
+            "ORDER BY b.sequence - coalesce(f.next_sequence, 0), p.intake_id LIMIT :most"
+        ),
+        {"most": batches_max},
+    ).all()
+    expected: dict[int, int] = {}
+    for row in rows:
+        if row.sequence != expected.setdefault(row.intake_id, row.expected):
+            raise WrongWorld(
+                f"intake {row.intake_id}: batch {expected[row.intake_id]} is missing, the next one there is "
+                f"{row.sequence}; nothing was folded. Run `metering verify` and find out who removed it"
+            )
+        expected[row.intake_id] += 1
+    return [Unfolded(row.batch_id, row.intake_id, row.sequence, row.accepted) for row in rows]
+
+
+def read_foldable(connection: Connection, batch_ids: list[int]) -> pl.DataFrame:
+    """The ledger rows of the batches that count, usage and compensating ones: FOLDABLE of the core."""
+    # without statistics of today's partition the planner would read every partition whole
+    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    ids = ", ".join(map(str, batch_ids))
+    query = (
+        f"SELECT {', '.join(_FOLDABLE)} FROM usage_events "
+        f"WHERE batch_id IN ({ids}) AND (event_type = {_USAGE_EVENT} OR source_id < 0)"
+    )
+    frame = _frame(list(copy_out(driver(connection), query, _FOLDABLE)), _FOLDABLE)
+    connection.exec_driver_sql("SET LOCAL enable_seqscan = on")
+    return frame.with_columns((pl.col("source_id") < 0).alias("compensating")).drop("source_id")
+
+
+def read_series_pools(connection: Connection, series_ids: list[int]) -> pl.DataFrame:
+    """What the core's fold has to know of each series (SERIES_POOLS). Raises WrongWorld if one is missing."""
+    return _read_series(connection, series_ids).select(_SERIES_POOLS)
+
+
+def open_interval(connection: Connection) -> int:
+    """The interval to which the fold adds: one more than the last watermark."""
+    last: int = connection.execute(text("SELECT coalesce(max(watermark_id), 0) FROM watermarks")).scalar_one()
+    return last + 1
+
+
+def add_sums(connection: Connection, interval_id: int, quarters: pl.DataFrame, minutes: pl.DataFrame) -> None:
+    """Add QUARTER_SUMS and MINUTE_SUMS to the rows of an interval. A sum beyond 64 bits is an error."""
+    _add(connection, "usage_quarters", ("quarter_start", "series_id"), interval_id, quarters)
+    _add(connection, "pool_minutes", _POOL_KEY, interval_id, minutes)
+
+
+def _add(
+    connection: Connection, table: str, key: tuple[str, ...], interval_id: int, sums: pl.DataFrame
+) -> None:
+    if sums.is_empty():
+        return
+    stage = _STAGES[table]
+    columns = ", ".join((*key, *SUMS))
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS AS "
+        f"SELECT {columns} FROM {table} WITH NO DATA"
+    )
+    csv = sums.select(*key, *SUMS).write_csv(
+        include_header=False, quote_style="non_numeric", datetime_format="%Y-%m-%dT%H:%M:%SZ"
+    )
+    with (
+        driver(connection).cursor() as cursor,
+        cursor.copy(f"COPY {stage} ({columns}) FROM STDIN (FORMAT csv)") as copy,
+    ):
+        copy.write(csv)
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in SUMS)
+    connection.exec_driver_sql(
+        f"INSERT INTO {table} ({columns}, interval_id) SELECT {columns}, {interval_id} FROM {stage} "
+        f"ON CONFLICT ({', '.join(key)}, interval_id) DO UPDATE SET {added}"
+    )
+    connection.exec_driver_sql(f"DELETE FROM {stage}")
+
+
+def advance_fold(connection: Connection, batches: list[Unfolded]) -> None:
+    """Note that the batches are in the rollups: what `unfolded` returned, from the same transaction."""
+    ends = {
+        batch.intake_id: batch.sequence + 1 for batch in sorted(batches, key=lambda batch: batch.sequence)
+    }
+    for intake_id, next_sequence in sorted(ends.items()):
+        connection.execute(
+            text(
+                "INSERT INTO fold_positions (intake_id, next_sequence) VALUES (:intake, :next) "
+                "ON CONFLICT (intake_id) DO UPDATE SET next_sequence = excluded.next_sequence"
+            ),
+            {"intake": intake_id, "next": next_sequence},
+        )
+
+
+def read_usage(connection: Connection, start: datetime, until: datetime, as_of: int | None) -> pl.DataFrame:
+    """Usage per quarter hour and series dimensions in [start, until): a USAGE frame.
+
+    `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`.
+    """
+    raw = driver(connection)
+    where = _span("quarter_start", start, until, as_of, raw)
+    query = f"SELECT {', '.join(_QUARTERS)} FROM usage_quarters WHERE {where}"
+    pieces = list(copy_out(raw, query, _QUARTERS))
+    starts, ids = (_column(pieces, name) for name in ("quarter_start", "series_id"))
+    known, positions = np.unique(ids, return_inverse=True)
+    series = _read_series(connection, known.tolist()).sort("series_id")
+    dimensions = (
+        series.select(*DIMENSIONS).unique().sort(*DIMENSIONS, nulls_last=False).with_row_index("rank")
+    )
+    ranks = series.join(
+        dimensions, on=list(DIMENSIONS), nulls_equal=True, validate="m:1", maintain_order="left"
+    )["rank"].to_numpy()
+    # one number for quarter hour and dimensions: several intervals of a series, and several series of the
+    # same dimensions, are one row; the order of the numbers is that of USAGE's key
+    keys = starts // _QUARTER_MICROSECONDS * (len(dimensions) + 1) + ranks[positions]
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    edges = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
+    sums = {name: _group_sums(_column(pieces, name)[order], edges) for name in SUMS}
+    pieces.clear()
+    first = order[edges]
+    rank_of_row = pl.DataFrame({"rank": ranks[positions[first]].astype(np.uint32)})
+    named = rank_of_row.join(dimensions, on="rank", how="left", validate="m:1", maintain_order="left")
+    quarter_start = pl.Series("quarter_start", starts[first]).cast(INSTANT)
+    return named.with_columns(quarter_start, **sums).select(*USAGE.columns)
+
+
+def _column(pieces: list[Rows], name: str) -> npt.NDArray[Any]:
+    return np.concatenate([np.empty(0, row_dtype(_QUARTERS)[name]), *(piece[name] for piece in pieces)])
+
+
+def _group_sums(values: npt.NDArray[np.int64], edges: npt.NDArray[np.intp]) -> pl.Series:
+    """Exact sums of the groups that begin at `edges`, as SUM."""
+    if not len(values):
+        return pl.Series([], dtype=SUM)
+    largest = max(int(values.max()), -int(values.min()))
+    most = int(np.diff(edges, append=len(values)).max())
+    if largest * most < 2**63:
+        return pl.Series(np.add.reduceat(values, edges) if most > 1 else values).cast(SUM)
+    groups = np.repeat(np.arange(len(edges)), np.diff(edges, append=len(values)))
+    wide = pl.DataFrame({"group": groups, "value": values})
+    return wide.group_by("group").agg(pl.col("value").cast(SUM).sum()).sort("group")["value"]
+
+
+def read_pool_usage(
+    connection: Connection, start: datetime, until: datetime, as_of: int | None
+) -> pl.DataFrame:
+    """Usage per minute of requests meant for a pool, in [start, until): POOL_USAGE; `as_of` as above."""
+    raw = driver(connection)
+    where = _span("minute", start, until, as_of, raw)
+    columns = ", ".join((*_POOL_KEY[1:], *SUMS))
+    query = (
+        f"SELECT (extract(epoch FROM minute) * 1000000)::bigint, {columns} FROM pool_minutes WHERE {where}"
+    )
+    texts = ", ".join(name for name in _POOL_KEY if POOL_USAGE.columns[name] == pl.String)
+    # CSV quotes every text, so that '' is not taken for a missing one
+    stream = b"".join(copy_stream(raw, query, f"FORMAT csv, FORCE_QUOTE ({texts})"))
+    schema = {
+        name: pl.Int64() if name == "minute" or name in SUMS else POOL_USAGE.columns[name]
+        for name in POOL_USAGE.columns
+    }
+    minutes = pl.read_csv(stream, has_header=False, schema=schema) if stream else pl.DataFrame(schema=schema)
+    return POOL_USAGE.conform(
+        minutes.with_columns(pl.col("minute").cast(INSTANT))
+        .group_by(_POOL_KEY)
+        .agg(pl.col(name).cast(SUMS[name]).sum() for name in SUMS)
+    )
+
+
+def _span(column: str, start: datetime, until: datetime, as_of: int | None, raw: Driver) -> str:
+    parts = [
+        sql.SQL("{} >= {}").format(sql.Identifier(column), sql.Literal(start)),
+        sql.SQL("{} < {}").format(sql.Identifier(column), sql.Literal(until)),
+    ]
+    if as_of is not None:
+        parts.append(sql.SQL("interval_id <= {}").format(sql.Literal(as_of)))
+    return sql.SQL(" AND ").join(parts).as_string(raw)
+
+
+def _read_series(connection: Connection, series_ids: list[int]) -> pl.DataFrame:
+    columns = ("series_id", *DIMENSIONS)
+    found = connection.execute(
+        text(f"SELECT {', '.join(columns)} FROM series WHERE series_id = ANY(:ids)"), {"ids": series_ids}
+    ).all()
+    if missing := set(series_ids) - {row.series_id for row in found}:
+        raise WrongWorld(
+            f"rows point at series {min(missing)}, which does not exist: series are written before the rows "
+            "that need them and never removed. Run `metering verify` and find out who removed it"
+        )
+    return pl.DataFrame(
+        [tuple(row) for row in found], schema={"series_id": pl.Int32, **DIMENSIONS}, orient="row"
+    )
+
+
+def _frame(pieces: list[Rows], columns: Mapping[str, str]) -> pl.DataFrame:
+    """Numpy rows as a frame, column by column, so that never all of them exist twice."""
+    pieces = pieces or [np.empty(0, row_dtype(columns))]
+    frame = pl.DataFrame({name: np.concatenate([piece[name] for piece in pieces]) for name in columns})
+    pieces.clear()
+    return frame.with_columns(
+        pl.col(name).cast(INSTANT) for name, kind in columns.items() if kind == "instant"
+    )

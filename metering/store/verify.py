@@ -1,0 +1,279 @@
+"""Verify: the ledger against its batches, the rollups against the ledger, every chain against what it hashes.
+
+A second implementation on purpose: the rollups are recomputed in SQL, not by the fold's code. Everything is
+read in one snapshot by the role `read`; nothing is changed. Each check names the first difference it finds.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, text
+
+from metering.frames import SUMS
+from metering.meters import METERS
+from metering.store import books, rehash, watermarks
+from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
+from metering.store.rollups import open_interval
+
+Progress = Callable[[str], None]
+
+_BATCHES: Final = (
+    "SELECT b.*, p.kind, p.topic_uuid, p.partition FROM ingest_batches b "
+    "LEFT JOIN stream_positions p USING (intake_id) ORDER BY b.intake_id, b.sequence"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was compared: how much of it was seen, and the first difference, in words."""
+
+    name: str
+    seen: str
+    difference: str | None
+
+
+def verify(
+    connection: Connection, *, roots: bool, progress: Progress = lambda message: None
+) -> Iterator[Check]:
+    """Compare everything, check by check; `roots` also hashes every ledger row again."""
+    # one sort or hash of the whole ledger: more memory than a worker's statement may have
+    connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
+    progress("counting the ledger rows of every batch")
+    yield _batch_counts(connection)
+    progress("walking the chain of every intake")
+    yield _batch_heads(connection)
+    if roots:
+        yield Check("series", *rehash.series(connection))
+        yield Check("ledger rows", *rehash.batch_roots(connection, progress))
+    progress("summing the ledger, to compare it with the rollups")
+    yield from _rollups(connection)
+    progress("walking the chains of watermarks, catalogs and interventions")
+    yield _watermarks(connection)
+    difference = books.first_difference(connection)
+    yield Check("catalog revisions", f"{books.latest_revision(connection):,} revisions", difference)
+    yield _interventions(connection)
+
+
+def _batch_counts(connection: Connection) -> Check:
+    """received = accepted + duplicate + conflict + rejected, and accepted = ledger rows, per batch."""
+    difference = connection.execute(
+        text(
+            "SELECT batch_id, b.intake_id, b.sequence, b.received, b.accepted, b.duplicate, b.conflict, "
+            "b.rejected, coalesce(u.rows, 0) AS rows FROM ingest_batches b FULL JOIN "
+            "(SELECT batch_id, count(*) AS rows FROM usage_events GROUP BY batch_id) u USING (batch_id) "
+            "WHERE b.accepted IS DISTINCT FROM coalesce(u.rows, 0) "
+            "OR b.received <> b.accepted + b.duplicate + b.conflict + b.rejected ORDER BY 1 LIMIT 1"
+        )
+    ).one_or_none()
+    seen = connection.execute(
+        text("SELECT count(*) AS batches, coalesce(sum(accepted), 0) AS events FROM ingest_batches")
+    ).one()
+    return Check(
+        "batch counts",
+        f"{seen.batches:,} batches, {seen.events:,} accepted events",
+        None if difference is None else _count_difference(difference),
+    )
+
+
+def _count_difference(row: Row[Any]) -> str:
+    if row.intake_id is None:
+        return f"{row.rows:,} ledger rows name batch {row.batch_id}, which does not exist"
+    name = f"batch {row.batch_id} (intake {row.intake_id}, sequence {row.sequence})"
+    if row.accepted != row.rows:
+        return f"{name} accepted {row.accepted:,} events, the ledger holds {row.rows:,} of it"
+    return (
+        f"{name} received {row.received:,}, but accepted {row.accepted:,} + duplicate {row.duplicate:,} "
+        f"+ conflict {row.conflict:,} + rejected {row.rejected:,} are another number"
+    )
+
+
+def _batch_heads(connection: Connection) -> Check:
+    """Per intake: sequences and offsets without gaps, heads that follow, up to the intake's position."""
+    walked: dict[int, tuple[int, int | None, bytes]] = {}
+    count, difference = 0, None
+    for row in connection.execute(text(_BATCHES).execution_options(yield_per=10_000)):
+        count += 1
+        difference = difference or _head_difference(row, *walked.get(row.intake_id, (0, None, GENESIS)))
+        walked[row.intake_id] = (row.sequence + 1, row.next_offset, bytes(row.head))
+    for position in connection.execute(text("SELECT * FROM stream_positions ORDER BY intake_id")):
+        sequence, offset, last = walked.get(position.intake_id, (0, None, GENESIS))
+        found = (position.next_sequence, position.next_offset, bytes(position.chain_head))
+        if difference is None and found != (
+            sequence,
+            position.next_offset if offset is None else offset,
+            last,
+        ):
+            difference = (
+                f"intake {position.intake_id} stands at sequence {found[0]}, offset {found[1]}, head "
+                f"{found[2].hex()[:16]}; its batches end at {sequence}, {offset}, {last.hex()[:16]}"
+            )
+    return Check("batch chain", f"{count:,} heads of {len(walked):,} intakes", difference)
+
+
+def _head_difference(row: Row[Any], sequence: int, offset: int | None, previous: bytes) -> str | None:
+    name = f"batch {row.batch_id} (intake {row.intake_id}, sequence {row.sequence})"
+    if row.kind is None:
+        return f"{name}: there is no such intake"
+    if row.sequence != sequence:
+        return (
+            f"intake {row.intake_id}: batch of sequence {sequence} is missing; the next one is {row.sequence}"
+        )
+    if offset is not None and row.first_offset != offset:
+        return f"{name} begins at offset {row.first_offset}; the one before ended at {offset}"
+    if bytes(row.previous_head) != previous:
+        return f"{name} follows head {row.previous_head.hex()[:16]}; the one before has {previous.hex()[:16]}"
+    if row.chain_version != CHAIN_VERSION:
+        return f"{name} is encoded in version {row.chain_version}; this program knows {CHAIN_VERSION}"
+    counts = ("records", "received", "accepted", "duplicate", "conflict", "rejected")
+    told = batch_head(
+        previous,
+        kind=row.kind,
+        topic_uuid=row.topic_uuid,
+        partition=row.partition,
+        sequence=row.sequence,
+        first_offset=row.first_offset,
+        next_offset=row.next_offset,
+        root=bytes(row.root),
+        **{count: getattr(row, count) for count in counts},
+    )
+    if told != bytes(row.head):
+        return f"{name} has head {row.head.hex()[:16]}; its offsets, counts and root give {told.hex()[:16]}"
+    return None
+
+
+_POOL_KEY: Final = "pool, ran_on, model_served, tier_served, region, context_breakpoint"
+_SUMMED: Final = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+#: The sums that the rollups must hold: per minute, series and interval, then per quarter hour and per pool.
+#: A batch belongs to the first watermark whose position lies beyond it, else to the open interval.
+_RECOMPUTED: Final = f"""
+    WITH bounds AS (
+        SELECT (at->>'intake_id')::int AS intake_id,
+            array_agg((at->>'next_sequence')::bigint ORDER BY watermark_id) AS ends,
+            array_agg(watermark_id ORDER BY watermark_id) AS ids
+        FROM watermarks, jsonb_array_elements(positions) AS at GROUP BY 1),
+    folded AS (
+        SELECT batch_id, coalesce(ids[width_bucket(sequence, ends) + 1], :open_interval) AS interval_id
+        FROM ingest_batches JOIN fold_positions f USING (intake_id) LEFT JOIN bounds USING (intake_id)
+        WHERE sequence < f.next_sequence),
+    minutes AS MATERIALIZED (
+        SELECT date_bin('1 minute', occurred_at, 'epoch') AS minute, series_id, interval_id,
+            sum(CASE WHEN source_id < 0 THEN -1 ELSE 1 END) AS requests,
+            {", ".join(f"sum({meter}) AS {meter}" for meter in METERS)}
+        FROM usage_events JOIN folded USING (batch_id) WHERE event_type = 1 OR source_id < 0
+        GROUP BY 1, 2, 3),
+    quarters AS (
+        SELECT date_bin('15 minutes', minute, 'epoch') AS quarter_start, series_id, interval_id, {_SUMMED}
+        FROM minutes GROUP BY 1, 2, 3),
+    pools AS (
+        SELECT minute, {_POOL_KEY}, interval_id, {_SUMMED} FROM minutes JOIN series USING (series_id)
+        WHERE pool IS NOT NULL AND counts_for IN ('charge_and_cost', 'cost')
+        GROUP BY minute, {_POOL_KEY}, interval_id)"""
+
+
+def _compared(recomputed: str, rollup: str, key: str) -> str:
+    told, kept = (", ".join(f"{side}.{name}" for name in SUMS) for side in ("l", "r"))
+    return (
+        f"(SELECT '{rollup}' AS rollup, to_jsonb(l) AS ledger, to_jsonb(r) AS kept "
+        f"FROM {recomputed} l FULL JOIN {rollup} r USING ({key}, interval_id) "
+        f"WHERE ROW({told}) IS DISTINCT FROM ROW({kept}) ORDER BY {key}, interval_id LIMIT 1)"
+    )
+
+
+def _rollups(connection: Connection) -> Iterator[Check]:
+    """Every rollup row, interval by interval, against the ledger rows of the batches folded into it."""
+    keys = {"usage_quarters": "quarter_start, series_id", "pool_minutes": f"minute, {_POOL_KEY}"}
+    query = (
+        f"{_RECOMPUTED} {_compared('quarters', 'usage_quarters', keys['usage_quarters'])} "
+        f"UNION ALL {_compared('pools', 'pool_minutes', keys['pool_minutes'])}"
+    )
+    found = connection.execute(text(query), {"open_interval": open_interval(connection)}).all()
+    differences = {row.rollup: _rollup_difference(row.ledger, row.kept, keys[row.rollup]) for row in found}
+    for rollup in keys:
+        count = connection.execute(text(f"SELECT count(*) FROM {rollup}")).scalar_one()
+        yield Check(rollup, f"{count:,} rows", differences.get(rollup))
+    ahead = connection.execute(
+        text(
+            "SELECT intake_id, f.next_sequence "
+            "FROM fold_positions f LEFT JOIN stream_positions p USING (intake_id) "
+            "WHERE p.next_sequence IS NULL OR f.next_sequence > p.next_sequence ORDER BY 1 LIMIT 1"
+        )
+    ).one_or_none()
+    batches = connection.execute(
+        text(
+            "SELECT count(*) FROM ingest_batches JOIN fold_positions f USING (intake_id) "
+            "WHERE sequence < f.next_sequence"
+        )
+    ).scalar_one()
+    yield Check(
+        "fold positions",
+        f"{batches:,} batches folded",
+        None
+        if ahead is None
+        else f"intake {ahead.intake_id} is folded to {ahead.next_sequence}, beyond what it committed",
+    )
+
+
+def _rollup_difference(ledger: dict[str, Any] | None, kept: dict[str, Any] | None, key: str) -> str:
+    row = ledger or kept or {}
+    place = ", ".join(f"{name} {row[name]}" for name in (*key.split(", "), "interval_id"))
+    if kept is None:
+        return f"{place}: the ledger has usage there, the rollup has no row"
+    if ledger is None:
+        return f"{place}: the rollup has a row there, the ledger no usage"
+    name = next(name for name in SUMS if ledger[name] != kept[name])
+    return f"{place}: {name} sum to {ledger[name]:,} in the ledger, the rollup says {kept[name]:,}"
+
+
+def _watermarks(connection: Connection) -> Check:
+    """Numbers without gaps, heads that follow, `complete_until` that never moves back, heads of batches."""
+    found = watermarks.watermarks(connection)
+    previous, until, difference = GENESIS, None, None
+    for number, one in enumerate(found, 1):
+        if one.watermark_id != number:
+            difference = f"watermark {number} is missing; the next one is {one.watermark_id}"
+        elif one.previous_head != previous:
+            difference = f"watermark {number} does not follow the head of the one before"
+        elif watermarks.watermark_head(previous, one) != one.head:
+            difference = f"watermark {number} does not match its head {one.head.hex()[:16]}"
+        elif until is not None and (one.complete_until is None or one.complete_until < until):
+            difference = (
+                f"watermark {number} is complete until {one.complete_until}, the one before until {until}"
+            )
+        if difference is not None:
+            break
+        previous, until = one.head, one.complete_until
+    stray = connection.execute(
+        text(
+            "SELECT watermark_id, at->>'intake_id' AS intake_id, at->>'chain_head' AS told "
+            "FROM watermarks CROSS JOIN jsonb_array_elements(positions) AS at LEFT JOIN ingest_batches b "
+            "ON b.intake_id = (at->>'intake_id')::int AND b.sequence = (at->>'next_sequence')::bigint - 1 "
+            "WHERE at->>'chain_head' <> encode(coalesce(b.head, :genesis), 'hex') ORDER BY 1, 2 LIMIT 1"
+        ),
+        {"genesis": GENESIS},
+    ).one_or_none()
+    if difference is None and stray is not None:
+        difference = (
+            f"watermark {stray.watermark_id} pins intake {stray.intake_id} at head {stray.told[:16]}, "
+            "which its batches do not have at that sequence"
+        )
+    return Check("watermarks", f"{len(found):,} heads", difference)
+
+
+def _interventions(connection: Connection) -> Check:
+    """Numbers without gaps and heads that follow."""
+    previous, count, difference = GENESIS, 0, None
+    for row in connection.execute(text("SELECT * FROM interventions ORDER BY intervention_id")):
+        count += 1
+        content = json.dumps(row.details, sort_keys=True, separators=(",", ":"))
+        number = row.intervention_id
+        told = head("metering intervention", previous, number, row.kind, row.by, row.reason, content)
+        if difference is None and (number, bytes(row.previous_head), bytes(row.head)) != (
+            count,
+            previous,
+            told,
+        ):
+            difference = f"intervention {number} ({row.kind} by {row.by}) does not follow from the one before"
+        previous = bytes(row.head)
+    return Check("interventions", f"{count:,} heads", difference)

@@ -1,0 +1,434 @@
+"""`metering report` and `metering export` on a real ledger: exact, repeatable, clear where nothing is."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import polars as pl
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from metering.catalog import load_folder, plan
+from metering.cli import reports as commands
+from metering.delivery.now_page import to_json
+from metering.errors import BadInput, MeteringError, Unavailable, WrongWorld
+from metering.settings import Settings
+from metering.store.books import append_revision, read_catalog
+from metering.store.postgres import connect, reading
+from tests.ledger_builder import Event, Ledger
+from workers.fold import pin
+from workers.now import now_report
+from workers.reports import margin_report
+
+CATALOG = """
+customers:
+  - customer: acme
+    name: Acme
+    dated: [{effective_from: 2026-01-01, kind: paying, segment: startup}]
+models:
+  - {provider: own, model: large, name: Large}
+price_books:
+  - book: standard
+    currency: USD
+    prices:
+      - product: chat
+        effective_from: 2026-01-01
+        per_million: {uncached_input_tokens: 3, output_tokens: 15}
+contracts:
+  - contract: acme-standard
+    customer: acme
+    price_book: standard
+    effective_from: 2026-01-01
+    margin_floor_ratio: 0.2
+capacity_contracts:
+  - pool: block
+    supplier: northstar
+    unit: accelerator
+    currency: USD
+    idle_policy: none
+    steps: [{effective_from: 2026-01-01, units: 2, fee_per_month: 30}]
+    dimensions:
+      - dimension: all
+        unit_burn_per_minute: 50
+        burndown:
+          - {models: [large], effective_from: 2026-01-01, weights: {output_tokens: 1, other_meters: 0}}
+"""
+PERIOD = ("--period", "2026-11-21")
+
+
+def apply(settings: Settings, folder: Path, text: str = CATALOG) -> None:
+    """Make `text` the catalog of the database."""
+    folder.mkdir(exist_ok=True)
+    (folder / "catalog.yaml").write_text(text)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    objects = load_folder(folder)
+    with connect(settings, "operator") as connection:
+        shown = plan(read_catalog(connection, 0), objects, base_revision=0, at=at)
+        append_revision(
+            connection, objects, shown=shown, at=at, applied_by="test", reason="test", program_version="0.1.0"
+        )
+
+
+@pytest.fixture
+def ledger(settings: Settings, tmp_path: Path) -> Iterator[Ledger]:
+    """A catalog, and a partition seen until 21:02:30, complete to the quarter hour 20:45."""
+    apply(settings, tmp_path / "catalog")
+    made = Ledger(settings)
+    intake = made.intake(0, seen_until="2026-11-21T21:02:30")
+    pooled = {"pool": "block", "ran_on": "pool"}
+    made.batch(
+        intake,
+        [
+            Event("2026-11-21T10:00:00", (1_000_000, 140), **pooled),
+            Event("2026-11-21T10:00:59.999999", (0, 10), **pooled),
+            Event("2026-11-21T20:45:00", (7_000_000, 0), **pooled),  # beyond the cut
+            Event("2026-11-21T12:00:00", (500_000, 0), customer="mystery-co"),
+        ],
+        duplicate=1,
+        rejected=2,
+        until="2026-11-21T21:02:30",
+    )
+    yield made
+    made.close()
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process with the settings of this test."""
+    for name, value in environment.items():
+        if name.startswith("METERING_"):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COLUMNS", "160")
+    root = typer.Typer()
+    commands.mount(root)
+
+    def invoke(*arguments: str, fails: bool = False) -> Result:
+        result = CliRunner().invoke(root, arguments)
+        if not fails:
+            assert result.exception is None, result.exception
+            assert result.exit_code == 0
+        return result
+
+    return invoke
+
+
+def pinned(settings: Settings) -> int:
+    with connect(settings, "fold") as connection:
+        watermark_id = pin(connection, settings, "test").watermark_id
+    assert watermark_id is not None
+    return watermark_id
+
+
+def test_margin_is_exact_and_cut_where_input_is_complete(
+    ledger: Ledger, settings: Settings, run: Run
+) -> None:
+    watermark_id = pinned(settings)
+    result = run("report", "margin", *PERIOD, "--as-of", str(watermark_id), "--format", "json")
+    read = json.loads(result.stdout)
+    assert (read["cut_at"], read["complete"], read["watermark_id"]) == ("2026-11-21T20:45Z", False, 1)
+    rows = {row["customer"]: row for row in read["rows"]}
+    # 1 M in at $3, 150 out at $15 a million; the minute of 10:00 burned 150 of 100
+    assert Decimal(rows["acme"]["revenue"]) == Decimal("3.00225")
+    assert rows["acme"]["requests"] == 2
+    # of a quarter hour's $30 / 2880 the pool served 100 of 1,500
+    quarter = [Decimal(30) * edge / 2880 for edge in (20 * 96 + 40, 20 * 96 + 41)]
+    floors = [edge.quantize(Decimal("1E-12"), rounding="ROUND_FLOOR") for edge in quarter]
+    served = ((floors[1] - floors[0]) / 15).quantize(Decimal("1E-12"), rounding="ROUND_FLOOR")
+    assert Decimal(rows["acme"]["cost"]) == served
+    whole = (Decimal(30) * (20 * 96 + 83) / 2880).quantize(Decimal("1E-12"), rounding="ROUND_FLOOR") - 20
+    assert Decimal(rows[None]["cost"]) + served == whole
+    assert rows["mystery-co"]["charge_unrated"] is True
+    assert "mystery-co" in result.stderr
+    assert (
+        "cut at 2026-11-21T20:45Z: 20 h 45 min of 1 d are complete · as of watermark 1, catalog revision 1"
+        in result.stderr
+    )
+
+
+def test_a_report_as_of_a_watermark_does_not_change_with_new_data(
+    ledger: Ledger, settings: Settings, run: Run
+) -> None:
+    watermark_id = str(pinned(settings))
+    asked = ("report", "margin", *PERIOD, "--by", "day,customer,product", "--format", "csv")
+    before, live = run(*asked, "--as-of", watermark_id).stdout, run(*asked).stdout
+    assert before == live
+    ledger.batch(1, [Event("2026-11-21T10:05:00", (1_000_000, 0), pool="block", ran_on="pool")])
+    pinned(settings)
+    assert run(*asked, "--as-of", watermark_id).stdout == before
+    assert run(*asked).stdout != before
+    assert run(*asked).stdout == run(*asked, "--as-of", "2").stdout
+
+
+def test_an_unknown_watermark_is_refused(ledger: Ledger, settings: Settings, run: Run) -> None:
+    pinned(settings)
+    error = run("report", "margin", "--as-of", "9", fails=True).exception
+    assert isinstance(error, BadInput)
+    assert "there is no watermark 9" in str(error)
+
+
+def test_capacity_and_unrated(ledger: Ledger, settings: Settings, run: Run) -> None:
+    pinned(settings)
+    rows = json.loads(run("report", "capacity", *PERIOD, "--format", "json").stdout)["rows"]
+    assert {
+        name: rows[0][name]
+        for name in ("pool", "contracted", "served", "overrun", "minutes_at_limit", "unit")
+    } == {
+        "pool": "block",
+        "contracted": "124500.000000",
+        "served": "100.000000",
+        "overrun": "50.000000",
+        "minutes_at_limit": 1,
+        "unit": "accelerator",
+    }
+    table = run("report", "capacity", *PERIOD, "--by", "hour").stdout
+    assert "2026-11-21T10:00Z" in table
+    unrated = json.loads(run("report", "unrated", *PERIOD, "--format", "json").stdout)["rows"]
+    assert [(row["side"], row["reason"], row["customer"], row["quantity"]) for row in unrated] == [
+        ("charge", "unknown_customer", "mystery-co", 500_000),
+        ("cost", "no_cost_book", "mystery-co", 500_000),
+    ]
+
+
+def test_a_period_beyond_what_is_complete_is_empty_and_says_why(
+    ledger: Ledger, settings: Settings, run: Run
+) -> None:
+    pinned(settings)
+    for report in ("margin", "capacity", "unrated"):
+        result = run("report", report, "--period", "2027-01")
+        assert "nothing of it is complete yet: input is complete until 2026-11-21T20:52:30Z" in result.stderr
+    assert run("report", "margin", "--period", "2027-01", "--format", "csv").stdout.count("\n") == 1
+
+
+def test_an_empty_database_says_what_is_missing(settings: Settings, run: Run) -> None:
+    result = run("report", "margin")
+    assert "at least one partition was never read to its end and folded" in result.stderr
+    assert "live, no catalog applied" in result.stderr
+    assert "(no usage, fees or capacity in the complete part of the period)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("report", "margin", "--period", "2026-13"), "'2026-13' is not a period: there is no such month"),
+        (("report", "margin", "--format", "xml"), "--format 'xml' is not one of table, csv, json, parquet"),
+        (("report", "margin", "--format", "parquet"), "say where it goes with --output FILE"),
+        (("report", "margin", "--by", "colour"), "--by 'colour' is not what margin can be grouped by"),
+        (("report", "now", "--format", "csv"), "this page comes as table or json"),
+        (("export", "there", "--period", "never"), "'never' is not a period"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(
+    settings: Settings, run: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    error = run(*arguments, fails=True).exception
+    assert isinstance(error, BadInput)
+    assert message in str(error)
+
+
+def test_output_goes_to_a_file_in_every_format(
+    ledger: Ledger, settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    pinned(settings)
+    for form in ("table", "csv", "json", "parquet"):
+        path = tmp_path / "new" / f"margin.{form}"
+        result = run("report", "margin", *PERIOD, "--as-of", "1", "--format", form, "--output", str(path))
+        assert result.stdout == ""
+        assert f"wrote {path}" in result.stderr
+        if form != "parquet":
+            assert (
+                path.read_text() == run("report", "margin", *PERIOD, "--as-of", "1", "--format", form).stdout
+            )
+    assert pl.read_parquet(tmp_path / "new" / "margin.parquet")["revenue"].sum() == Decimal("3.00225")
+
+
+def test_two_exports_at_one_watermark_are_the_same_bytes(
+    ledger: Ledger, settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    first = run("export", str(tmp_path / "a"), *PERIOD)
+    ledger.batch(1, [Event("2026-11-21T10:05:00", (1_000_000, 0), pool="block", ran_on="pool")])
+    pinned(settings)
+    run("export", str(tmp_path / "b"), *PERIOD, "--as-of", "1")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    assert {Path(line) for line in first.stdout.splitlines()} == set((tmp_path / "a").iterdir())
+    manifest = json.loads(files["manifest.json"])
+    assert manifest["watermark"]["positions"][0]["chain_head"] != "00" * 32
+    assert {entry["file"] for entry in manifest["files"]} == files.keys() - {"manifest.json"}
+    again = run("export", str(tmp_path / "a"), *PERIOD, "--as-of", "1")
+    assert "holds these very files already; nothing was written" in again.stderr
+    error = run("export", str(tmp_path / "a"), *PERIOD, "--as-of", "2", fails=True).exception
+    assert "holds an export of 2026-11-21 as of watermark 1" in str(error)
+
+
+def test_a_report_is_computed_in_one_snapshot(ledger: Ledger, settings: Settings) -> None:
+    """What is committed while a report is read is not in it."""
+    pinned(settings)
+    from metering.periods import parse_period
+
+    with reading(settings) as connection:
+        before = margin_report(connection, settings, parse_period("2026-11-21"))
+        ledger.batch(1, [Event("2026-11-21T10:05:00", (1_000_000, 0), pool="block", ran_on="pool")])
+        pinned(settings)
+        after = margin_report(connection, settings, parse_period("2026-11-21"))
+    assert before.summary.equals(after.summary)
+    assert before.provenance == after.provenance
+
+
+def test_without_postgres_the_error_names_the_address(
+    run: Run, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METERING_DATABASE_URL", "postgresql://127.0.0.1:1/none")
+    error = run("report", "margin", fails=True).exception
+    assert isinstance(error, Unavailable)
+    assert "127.0.0.1:1/none" in str(error)
+
+
+def test_a_database_without_tables_is_a_wrong_world(
+    run: Run, empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METERING_DATABASE_URL", empty_database_url)
+    error = run("report", "margin", fails=True).exception
+    assert isinstance(error, WrongWorld)
+    assert "run `metering init`" in str(error)
+
+
+# ---- now -------------------------------------------------------------------------------------------------
+
+AT = datetime(2026, 11, 21, 21, 3, tzinfo=UTC)
+
+
+def page(settings: Settings, at: datetime = AT) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads(to_json(now_report(settings, at)))
+    return found
+
+
+def test_now_on_an_empty_database_says_what_to_do(settings: Settings) -> None:
+    found = now_report(settings, AT)
+    says = {fact.name: (fact.state, fact.says) for fact in found.facts}
+    assert says["complete until"] == ("bad", "unknown: no partition has a position; run `metering init`")
+    assert says["catalog"] == ("bad", "none was applied: run `metering catalog apply FOLDER`")
+    assert says["kafka"][0] == "bad"
+    assert "partition 0 has no position" in says["kafka"][1]
+    assert says["fold"][0] == "good"
+
+
+def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
+    ledger: Ledger, settings: Settings, servers: object
+) -> None:
+    ledger.execute("UPDATE ingest_batches SET committed_at = %s", datetime(2026, 11, 21, 21, 0, tzinfo=UTC))
+    before = page(settings)
+    assert (before["fold"]["state"], before["fold"]["batches"], before["fold"]["events"]) == ("bad", 1, 4)
+    assert before["complete_until"]["state"] == "bad", "nothing is folded yet"
+    pinned(settings)
+    ledger.execute(
+        "INSERT INTO source_stops (source, stopped, reason, changed_at) "
+        "VALUES ('gateway', true, 'half rejects', %s)",
+        AT,
+    )
+    ledger.execute(
+        "INSERT INTO alerts (rule, scope, sequence, state, changed_at, period, watermark_id, details) VALUES "
+        "('margin_breach', 'acme', 1, 'opened', %s, '2026-11', 1, '{}'), "
+        "('margin_breach', 'b', 1, 'opened', %s, '2026-11', 1, '{}'), "
+        "('margin_breach', 'b', 2, 'resolved', %s, '2026-11', 1, '{}')",
+        AT, AT, AT,
+    )  # fmt: skip
+    ledger.execute(
+        "INSERT INTO outbox (created_at, rule, scope, sequence, message) VALUES "
+        "('2026-11-21T20:00Z', 'margin_breach', 'acme', 1, '{}'), "
+        "('2026-11-21T20:00Z', 'margin_breach', 'b', 1, '{}')"
+    )
+    ledger.execute(
+        "INSERT INTO outbox_attempts (outbox_id, attempt, outcome, detail) "
+        "VALUES (1, 1, 'retry', 'HTTP 500'), (2, 1, 'delivered', 'ok')"
+    )
+    found = page(settings)
+    assert found["fold"]["state"] == "good"
+    assert found["complete_until"] == {
+        "state": "good", "at": "2026-11-21T20:52:30Z", "held_back_by_topic": "events",
+        "held_back_by_partition": 0,
+        "seen_until": "2026-11-21T21:02:30Z", "allowed_lateness_seconds": 600,
+    }  # fmt: skip
+    assert found["watermark"]["watermark_id"] == 1
+    assert found["unrated_today"]["state"] == "watch"
+    assert found["alerts_open"] == {"state": "bad", "count": 1}
+    assert [row["scope"] for row in found["alerts"]] == ["acme"]  # type: ignore[index]
+    assert found["outbox"] == {
+        "state": "bad", "waiting": 1, "oldest_at": "2026-11-21T20:00Z", "last_problem": "HTTP 500",
+        "given_up": 0,
+    }  # fmt: skip
+    assert found["sources"]["stopped"] == [
+        {"source": "gateway", "stopped_at": "2026-11-21T21:03Z", "reason": "half rejects"}
+    ]
+    hour, day = found["outcomes"]
+    assert hour == day | {"name": "hour"}  # type: ignore[operator]
+    assert {name: hour[name] for name in ("received", "accepted", "duplicate", "conflict", "rejected")} == {  # type: ignore[index]
+        "received": 7, "accepted": 4, "duplicate": 1, "conflict": 0, "rejected": 2,
+    }  # fmt: skip
+    assert page(settings) == found, "reading it moves nothing"
+
+
+def test_now_names_the_partition_that_holds_back(ledger: Ledger, settings: Settings) -> None:
+    pinned(settings)
+    ledger.intake(1, seen_until="2026-11-21T20:00:00")
+    facts = {fact.name: fact for fact in now_report(settings, AT).facts}
+    # it never moves back: the watermark has said 20:52:30
+    assert facts["complete until"].values["held_back_by_partition"] == 1
+    later = {fact.name: fact for fact in now_report(settings, AT.replace(hour=22)).facts}["complete until"]
+    assert later.state == "bad"
+    assert "held back by partition 1 of events, seen until 2026-11-21T20:00Z" in later.says
+
+
+def test_now_shows_a_full_pool(ledger: Ledger, settings: Settings) -> None:
+    pinned(settings)
+    ledger.execute("UPDATE stream_positions SET seen_until = '2026-11-21T10:20Z'")
+    ledger.execute("UPDATE watermarks SET complete_until = '2026-11-21T10:10Z'")
+    found = page(settings, datetime(2026, 11, 21, 10, 21, tzinfo=UTC))
+    assert found["pools"] == [  # type: ignore[comparison-overlap]
+        {
+            "pool": "block",
+            "dimension": "all",
+            "served_of_available_ratio": "0.016667",
+            "max_ratio": "1.500000",
+            "minutes_at_limit": 1,
+        }
+    ]
+
+
+def test_now_without_kafka_shows_everything_else(
+    ledger: Ledger, settings: Settings, environment: dict[str, str]
+) -> None:
+    """In a process of its own: kafka-python leaves sockets open when no broker answers."""
+    pinned(settings)
+    away = environment | {"METERING_KAFKA_BOOTSTRAP": "127.0.0.1:1"}
+    script = "import typer; from metering.cli import reports; app = typer.Typer(); reports.mount(app); app()"
+    command = [sys.executable, "-c", script, "report", "now", "--format", "json"]
+    ended = subprocess.run(command, env=away, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    found = json.loads(ended.stdout)
+    assert found["kafka"]["state"] == "bad"
+    assert "127.0.0.1:1" in found["kafka"]["problem"]
+    assert found["complete_until"]["at"] == "2026-11-21T20:52:30Z"
+    assert found["positions"][0]["lag"] is None
+
+
+def test_now_fits_a_screen(ledger: Ledger, settings: Settings, run: Run) -> None:
+    pinned(settings)
+    text = run("report", "now").stdout
+    assert len(text.splitlines()) <= 50
+    assert "received" in text
+    assert max(map(len, text.splitlines())) <= 160
+    assert json.loads(run("report", "now", "--format", "json").stdout)["report"] == "now"
+
+
+def test_an_error_has_its_exit_code(run: Run, settings: Settings) -> None:
+    error = run("report", "margin", "--period", "x", fails=True).exception
+    assert isinstance(error, MeteringError)
+    assert error.exit_code == 2

@@ -1,0 +1,223 @@
+"""A batch: fetched records decoded, metered, named, and laid out as the ledger's rows."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from metering.core.usage import meter
+from metering.events import RecordBytes, decode, refuse
+from metering.identity import DIGEST_VERSION, content_digests, event_keys, request_keys, series_digests
+from metering.laws import DecodeLimits
+from metering.meters import METERS
+from metering.rejects import RejectCode
+from metering.store.batch import Digests, Part, Refused, Reject
+from metering.store.chain import text_digest
+from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES
+from metering.store.ledger_rows import LEDGER_ROW, Rows
+from metering.store.names import Names
+from metering.store.positions import Claim
+from metering.store.sources import Brake
+from metering.stream.consumer import Fetched
+
+
+class Timings:
+    """Seconds spent by stage, for the log and for the benchmarks."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What one worker needs to turn records into parts of a batch."""
+
+    _names: Names
+    _brake: Brake
+    _timings: Timings
+
+    def parts(
+        self,
+        fetched: list[Fetched],
+        claims: Mapping[int, Claim],
+        *,
+        limits: DecodeLimits,
+        ends: tuple[datetime, dict[int, int]] | None,
+        refused: str | None,
+    ) -> list[Part]:
+        """One Part per partition: its records decoded and metered, what cannot be accepted as rejects.
+
+        `ends`: when the ends of the partitions were asked for, and what they were. `refused`: the store's
+        words on why it does not take these records; then every event of them becomes a reject.
+        """
+        records = [record for part in fetched for record in part.records]
+        raw = [RecordBytes(record.value, record.content_type, record.appended_at) for record in records]
+        with self._timings.of("decode"):
+            decoded = decode(raw, limits=limits)
+        with self._timings.of("meter"):
+            events, contradictions = meter(decoded.events)
+            rejects = [decoded.rejects]
+            if contradictions.height:
+                code = pl.lit(RejectCode.COUNTS_CONTRADICT.value).alias("code")
+                rejects.append(refuse(raw, events=decoded.events, refused=contradictions.with_columns(code)))
+            events, stopped = self._brake.hold_back(events, self._names)
+            if stopped.height:
+                rejects.append(refuse(raw, events=decoded.events, refused=stopped))
+            if refused is not None and events.height:
+                store_refused = events.select("record", "index").with_columns(
+                    code=pl.lit(RejectCode.STORE_REFUSED.value),
+                    field=pl.lit(None, pl.String),
+                    detail=pl.lit(f"the store refuses this record: {refused}"),
+                )
+                rejects.append(refuse(raw, events=decoded.events, refused=store_refused))
+                events = events.clear()
+            all_rejects = pl.concat(rejects).sort("record", "index")
+            self._brake.count(events, all_rejects)
+        return self._split(fetched, claims, ends, raw, events, all_rejects, decoded.unknown_fields)
+
+    def _split(
+        self,
+        fetched: list[Fetched],
+        claims: Mapping[int, Claim],
+        ends: tuple[datetime, dict[int, int]] | None,
+        raw: list[RecordBytes],
+        events: pl.DataFrame,
+        rejects: pl.DataFrame,
+        unknown: Mapping[str, int],
+    ) -> list[Part]:
+        """Rows, digests and rejects of each partition, in the order of its records."""
+        records = [record for part in fetched for record in part.records]
+        with self._timings.of("digest"):
+            events = events.sort("record", "index")
+            rows, texts, digests = self._rows(events)
+        firsts = np.cumsum([0] + [len(part.records) for part in fetched])
+        event_bounds = np.searchsorted(events["record"].to_numpy(), firsts)
+        reject_bounds = np.searchsorted(rejects["record"].to_numpy(), firsts)
+        parts = []
+        for number, part in enumerate(fetched):
+            low, high = int(event_bounds[number]), int(event_bounds[number + 1])
+            own = rows[low:high]
+            own["ordinal"] = np.arange(high - low)
+            chosen = np.arange(low, high)
+            places = events.slice(low, high - low).select("record", "index", "source", "event_id")
+
+            def cut(row: int, places: pl.DataFrame = places) -> Refused:
+                record, index, source, event_id = places.row(row)
+                pieces = refuse(
+                    raw,
+                    events=places,
+                    refused=places.slice(row, 1).select(
+                        "record",
+                        "index",
+                        code=pl.lit(RejectCode.STORE_REFUSED.value),
+                        field=pl.lit(None, pl.String),
+                        detail=pl.lit("conflict"),
+                    ),
+                )
+                return Refused(records[record].offset, index, source, event_id, pieces["payload"][0])
+
+            last = part.records[-1].appended_at if part.records else None
+            at_end = ends is not None and ends[1].get(part.partition) == part.next_offset
+            seen = max(filter(None, (last, ends[0] if at_end and ends else None)), default=None)
+            parts.append(
+                Part(
+                    claim=claims[part.partition],
+                    next_offset=part.next_offset,
+                    records=len(part.records),
+                    rows=own,
+                    event_ids=texts[low:high],
+                    digests=digests.take(chosen),
+                    rejects=[
+                        Reject(
+                            records[row["record"]].offset,
+                            row["index"],
+                            row["source"],
+                            row["event_id"],
+                            row["payload"],
+                            row["code"],
+                            row["field"],
+                            row["detail"],
+                        )
+                        for row in rejects.slice(
+                            int(reject_bounds[number]), int(reject_bounds[number + 1] - reject_bounds[number])
+                        ).iter_rows(named=True)
+                    ],
+                    # counted per source by the decoder; the batch row keeps the sum, on its first part
+                    unknown_fields=sum(unknown.values()) if number == 0 else 0,
+                    appended_until=last,
+                    seen_until=seen,
+                    refused=cut,
+                )
+            )
+        return parts
+
+    def _rows(self, events: pl.DataFrame) -> tuple[Rows, list[str], Digests]:
+        """LEDGER_ROWs of metered events (batch and ordinal still open), id texts, and names to hash."""
+        keys = event_keys(events["event_id"])
+        series = series_digests(events)
+        series_ids = self._names.known_series(set(series.to_list()))
+        sources = self._names.ids("sources", events["source"].unique().to_list())
+        projects = self._names.ids("projects", events["project"].drop_nulls().unique().to_list())
+        seats = self._names.ids("seats", events["seat"].drop_nulls().unique().to_list())
+        columns: dict[str, Any] = {
+            "event_key": keys.keys,
+            "request_key": request_keys(events["customer"], events["request_id"]),
+            "occurred_at": events["occurred_at"].dt.timestamp("us").to_numpy(),
+            "digest": content_digests(events).to_numpy(),
+            "source_id": _mapped(events["source"], sources),
+            "series_id": np.array([series_ids[digest] for digest in series.to_list()], np.int32),
+            "project_id": _mapped(events["project"], projects),
+            "seat_id": _mapped(events["seat"], seats),
+            "duration_ms": events["duration_ms"].fill_null(-1).to_numpy(),
+            **{name: events[name].to_numpy() for name in METERS},
+            "attempt": events["attempt"].to_numpy(),
+            "event_type": EVENT_TYPES["usage"],
+            "usage_source": _mapped(events["usage_source"], USAGE_SOURCES),
+            "nonbillable_reason": _mapped(events["nonbillable_reason"], NONBILLABLE_REASONS),
+            "digest_version": DIGEST_VERSION,
+        }
+        rows = np.zeros(events.height, LEDGER_ROW)
+        for name, values in columns.items():
+            rows[name] = values
+        texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist() if events.height else []
+        names = Digests(
+            np.frombuffer(b"".join(series.to_list()), "S16"),
+            _digested(events["source"]),
+            _digested(events["project"]),
+            _digested(events["seat"]),
+        )
+        return rows, texts, names
+
+
+def _mapped(column: pl.Series, ids: Mapping[Any, int]) -> np.ndarray[Any, Any]:
+    """A column of texts as their ids; null is 0."""
+    distinct = column.unique().to_list()
+    wanted = [0 if value is None else ids[value] for value in distinct]
+    return column.replace_strict(
+        pl.Series(distinct, dtype=pl.String), wanted, return_dtype=pl.Int32
+    ).to_numpy()
+
+
+def _digested(column: pl.Series) -> np.ndarray[Any, Any]:
+    """A column of texts as the digests that name them; null is the text ''."""
+    codes = (
+        column.fill_null("").rle_id() if column.n_unique() == 1 else column.fill_null("").rank("dense") - 1
+    )
+    distinct = column.fill_null("").unique().sort().to_list()
+    table = np.frombuffer(b"".join(map(text_digest, distinct)), "S16")
+    return table[codes.to_numpy().astype(np.intp)] if len(column) else np.empty(0, "S16")

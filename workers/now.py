@@ -1,0 +1,311 @@
+"""The page for the person on call: the store in one snapshot, the ends of the topic, an hour of capacity."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import polars as pl
+from sqlalchemy import Connection
+
+from metering.core.capacity import capacity, summarise_capacity
+from metering.core.margin import margin
+from metering.delivery.now_page import Fact, NowPage, Section, State, ago, seconds_instant
+from metering.delivery.report import Column, Kind
+from metering.errors import MeteringError
+from metering.frames import Books
+from metering.meters import TOKEN_METERS
+from metering.periods import DAY, MINUTE, Period, ceil_to_quarter
+from metering.settings import Settings
+from metering.store import now as store
+from metering.store.books import read_books
+from metering.store.postgres import address, reading
+from metering.store.rollups import read_pool_usage, read_usage
+from metering.store.watermarks import HeldBack, Knowledge, holding_back, read_knowledge
+from metering.stream.topics import end_offsets
+from workers.loop import database_errors
+
+HOUR: Final = timedelta(hours=1)
+#: How much longer than the allowed lateness `complete_until` may lie back before it is worth a look, or bad.
+_LATE_WATCH: Final = timedelta(minutes=2)
+_LATE_BAD: Final = timedelta(minutes=15)
+_FOLD_WATCH: Final = timedelta(seconds=10)
+_FOLD_BAD: Final = timedelta(minutes=2)
+_OUTBOX_BAD: Final = timedelta(minutes=5)
+#: What is shown of a list on a page of one screen; --format json has all of it.
+_ROWS_MAX: Final = 8
+
+
+def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
+    """Gather the page. `at`: the clock of the page (None: this machine's).
+
+    Raises Unavailable without Postgres; without Kafka the page says so and lags are unknown. `now` looks at
+    everything that is known: it is not cut at `complete_until`, except the hour of capacity.
+    """
+    at = at or datetime.now(UTC)
+    ends, problem = _ends(settings)
+    with database_errors(), reading(settings) as connection:
+        knowledge = read_knowledge(connection, None, settings=settings)
+        books = read_books(connection, knowledge.catalog_revision)
+        intakes = store.intakes(connection)
+        rejects = store.rejects_by_code(connection, at - DAY)
+        alerts = store.open_alerts(connection)
+        hour, hour_is_complete = _last_hour(at, knowledge)
+        pools = summarise_capacity(
+            capacity(read_pool_usage(connection, hour.start, hour.until, None), books, hour).utilization
+        )
+        facts = (
+            _stream(settings, problem, intakes, ends),
+            _complete(at, settings, knowledge, holding_back(connection)),
+            _folded(at, store.fold_lag(connection)),
+            _watermark(at, store.last_watermark(connection)),
+            _catalog(knowledge),
+            _full(pools),
+            _unrated(_unrated_today(connection, settings, books, at)),
+            _stopped(at, store.stopped_sources(connection)),
+            _alerts(alerts),
+            _outbox(at, store.outbox(connection, at - DAY)),
+        )
+        outcomes = [
+            store.outcomes(connection, name, at - span) for name, span in (("hour", HOUR), ("24 h", DAY))
+        ]
+    when = f"{hour.start:%H:%M}-{hour.until:%H:%M} UTC" + ("" if hour_is_complete else ", not complete yet")
+    sections = (
+        _section(
+            "positions",
+            "positions",
+            "no partition has a position: run `metering init`",
+            [_position(intake, ends) for intake in intakes],
+            ("kind", "text", "intake", ""),
+            ("topic", "text", "topic", ""),
+            ("partition", "count", "partition", ""),
+            ("next_offset", "count", "next offset", ""),
+            ("end_offset", "count", "end offset", ""),
+            ("lag", "count", "lag", "records"),
+            ("seen_until", "instant", "seen until", ""),
+            ("owner", "text", "owner", ""),
+        ),
+        _section(
+            "outcomes",
+            "events by outcome (received = accepted + duplicate + conflict + rejected)",
+            "",
+            [asdict(counts) for counts in outcomes],
+            ("name", "text", "last", ""),
+            ("batches", "count", "batches", ""),
+            ("received", "count", "received", ""),
+            ("accepted", "count", "accepted", ""),
+            ("duplicate", "count", "duplicate", ""),
+            ("conflict", "count", "conflict", ""),
+            ("rejected", "count", "rejected", ""),
+            bad=("conflict", "rejected"),
+        ),
+        _section(
+            "pools",
+            f"capacity {when}",
+            "no capacity is contracted",
+            pools.select(
+                "pool", "dimension", "served_of_available_ratio", "max_ratio", "minutes_at_limit"
+            ).to_dicts(),
+            ("pool", "text", "pool", ""),
+            ("dimension", "text", "dimension", ""),
+            ("served_of_available_ratio", "ratio", "used", "of available"),
+            ("max_ratio", "ratio", "highest minute", ""),
+            ("minutes_at_limit", "count", "at limit", "minutes"),
+            bars=("served_of_available_ratio",),
+            bad=("minutes_at_limit",),
+        ),
+        _section(
+            "rejects",
+            "rejects of the last 24 h",
+            "none",
+            [asdict(reject) for reject in rejects],
+            ("code", "text", "code", ""),
+            ("source", "text", "source", ""),
+            ("rejects", "count", "rejects", ""),
+            ("last_at", "instant", "last", ""),
+            ("last_detail", "text", "for example", ""),
+        ),
+        _section(
+            "alerts",
+            "open alerts",
+            "none",
+            [asdict(alert) for alert in alerts],
+            ("rule", "text", "rule", ""),
+            ("scope", "text", "scope", ""),
+            ("opened_at", "instant", "opened", ""),
+            ("period", "text", "period", ""),
+            ("watermark_id", "count", "as of watermark", ""),
+        ),
+    )
+    return NowPage(at, address(settings), settings.kafka_topic, facts, sections)
+
+
+def _ends(settings: Settings) -> tuple[Mapping[int, int], str | None]:
+    """End offsets, and what is wrong where there are none. Asked before the snapshot is taken."""
+    try:
+        return end_offsets(settings), None
+    except MeteringError as error:
+        return {}, str(error)
+
+
+def _section(
+    name: str,
+    title: str,
+    empty: str,
+    rows: Sequence[Mapping[str, Any]],
+    *columns: tuple[str, Kind, str, str],
+    bars: tuple[str, ...] = (),
+    bad: tuple[str, ...] = (),
+) -> Section:
+    return Section(
+        name, title, tuple(Column(*column) for column in columns), rows, empty, bars, bad, _ROWS_MAX
+    )
+
+
+def _position(intake: store.Intake, ends: Mapping[int, int]) -> dict[str, Any]:
+    end = ends.get(intake.partition) if intake.partition is not None else None
+    lag = None if end is None else max(0, end - intake.next_offset)
+    return {**asdict(intake), "end_offset": end, "lag": lag}
+
+
+def _stream(
+    settings: Settings, problem: str | None, intakes: Sequence[store.Intake], ends: Mapping[int, int]
+) -> Fact:
+    if problem is not None:
+        return Fact("kafka", problem, "bad", {"lag": None, "problem": problem})
+    lag = sum(_position(intake, ends)["lag"] or 0 for intake in intakes)
+    missing = sorted(set(ends) - {intake.partition for intake in intakes})
+    if missing:
+        says = f"partition {missing[0]} has no position, so nothing reads it: run `metering init`"
+        return Fact("kafka", says, "bad", {"lag": lag, "problem": says})
+    unowned = [intake.partition for intake in intakes if intake.kind == "kafka" and intake.owner is None]
+    says = f"{lag:,} records of {settings.kafka_topic} are not read yet" if lag else "read to the end"
+    if unowned:
+        says += f"; no worker has ever claimed partition {', '.join(map(str, unowned))}"
+    return Fact("kafka", says, "watch" if lag or unowned else "good", {"lag": lag, "problem": None})
+
+
+def _complete(at: datetime, settings: Settings, knowledge: Knowledge, held: HeldBack | None) -> Fact:
+    """`complete_until`, and the partition that was seen the least far: the others cannot move it."""
+    complete = knowledge.complete_until
+    values = {
+        "at": complete,
+        "held_back_by_topic": held.topic if held else None,
+        "held_back_by_partition": held.partition if held else None,
+        "seen_until": held.seen_until if held else None,
+        "allowed_lateness_seconds": settings.allowed_lateness_seconds,
+    }
+    if held is None:
+        says = "unknown: no partition has a position; run `metering init`"
+        return Fact("complete until", says, "bad", values)
+    if complete is None or held.seen_until is None:
+        says = "unknown" if complete is None else f"{seconds_instant(complete)} ({ago(at, complete)})"
+        says += f": nothing of partition {held.partition} of {held.topic} was seen and folded yet; "
+        return Fact("complete until", says + "are `metering work ingest` and `fold` running?", "bad", values)
+    behind = at - complete - timedelta(seconds=settings.allowed_lateness_seconds)
+    state: State = "bad" if behind > _LATE_BAD else "watch" if behind > _LATE_WATCH else "good"
+    says = f"{seconds_instant(complete)} ({ago(at, complete)}), held back "
+    if state == "good":
+        says += f"only by the allowed lateness of {settings.allowed_lateness_seconds} s"
+    else:
+        seen = seconds_instant(held.seen_until)
+        says += f"by partition {held.partition} of {held.topic}, seen until {seen}"
+        says += "; is `metering work ingest` running?" if state == "bad" else ""
+    return Fact("complete until", says, state, values)
+
+
+def _folded(at: datetime, lag: store.FoldLag) -> Fact:
+    if not lag.batches or lag.oldest_at is None:
+        return Fact("fold", "every batch is in the rollups", "good", asdict(lag))
+    waiting = at - lag.oldest_at
+    state: State = "bad" if waiting > _FOLD_BAD else "watch" if waiting > _FOLD_WATCH else "good"
+    says = (
+        f"{lag.batches:,} batches ({lag.events:,} events) wait, the oldest committed {ago(at, lag.oldest_at)}"
+    )
+    return Fact(
+        "fold", says + ("; is `metering work fold` running?" if state == "bad" else ""), state, asdict(lag)
+    )
+
+
+def _watermark(at: datetime, pinned: store.Pinned | None) -> Fact:
+    if pinned is None:
+        return Fact("watermark", "none was pinned yet", "watch", {"watermark_id": None})
+    says = f"{pinned.watermark_id}, pinned {ago(at, pinned.pinned_at)} ({pinned.reason})"
+    return Fact("watermark", says, "good", asdict(pinned))
+
+
+def _catalog(knowledge: Knowledge) -> Fact:
+    values = {"catalog_revision": knowledge.catalog_revision}
+    if not knowledge.catalog_revision:
+        return Fact("catalog", "none was applied: run `metering catalog apply FOLDER`", "bad", values)
+    return Fact("catalog", f"revision {knowledge.catalog_revision}", "good", values)
+
+
+def _last_hour(at: datetime, knowledge: Knowledge) -> tuple[Period, bool]:
+    """The last hour of whole minutes that is complete; before anything is, the hour up to now."""
+    complete = knowledge.complete_until
+    until = (complete or at).replace(second=0, microsecond=0)
+    return Period("last hour", until - 60 * MINUTE, until), complete is not None
+
+
+def _full(pools: pl.DataFrame) -> Fact:
+    full = pools.filter(pl.col("minutes_at_limit") > 0).sort("minutes_at_limit", descending=True)
+    names = [f"{pool} ({minutes} min)" for pool, minutes in full.select("pool", "minutes_at_limit").rows()]
+    if not names:
+        return Fact(
+            "pools", "none was at its limit in the last hour of complete data", "good", {"at_limit": []}
+        )
+    says = f"at their limit in the last hour of complete data: {', '.join(names)}"
+    return Fact("pools", says, "bad", {"at_limit": full["pool"].to_list()})
+
+
+def _unrated_today(connection: Connection, settings: Settings, books: Books, at: datetime) -> pl.DataFrame:
+    """results.UNRATED of the UTC day so far, complete or not."""
+    start = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    today = Period("today", start, max(ceil_to_quarter(at), start + 15 * MINUTE))
+    usage = read_usage(connection, today.start, today.until, None)
+    pool_usage = read_pool_usage(connection, today.start, today.until, None)
+    return margin(usage, pool_usage, books, today, settings.reporting_currency).unrated
+
+
+def _unrated(unrated: pl.DataFrame) -> Fact:
+    if not unrated.height:
+        return Fact("unrated today", "nothing", "good", {"reasons": []})
+    groups = (
+        unrated.group_by("side", "reason")
+        .agg(pl.col("quantity").filter(pl.col("meter").is_in(TOKEN_METERS)).sum().alias("tokens"))
+        .sort("tokens", "side", "reason", descending=[True, False, False])
+        .with_columns(pl.col("tokens").cast(pl.Int64, strict=False))
+    )
+    parts = [
+        f"{row['side']} {row['reason']} {row['tokens'] or 0:,} tokens" for row in groups.iter_rows(named=True)
+    ]
+    says = f"{'; '.join(parts)}: see `metering report unrated`"
+    return Fact("unrated today", says, "watch", {"reasons": groups.to_dicts()})
+
+
+def _stopped(at: datetime, stopped: Sequence[store.StoppedSource]) -> Fact:
+    values = {"stopped": [asdict(source) for source in stopped]}
+    if not stopped:
+        return Fact("sources", "none is stopped", "good", values)
+    names = [f"{source.source} ({ago(at, source.stopped_at)}: {source.reason})" for source in stopped]
+    return Fact(
+        "sources", f"stopped: {'; '.join(names)}: resume with `metering stream resume`", "bad", values
+    )
+
+
+def _alerts(alerts: Sequence[store.OpenAlert]) -> Fact:
+    says = f"{len(alerts)} open" if alerts else "none is open"
+    return Fact("alerts open", says, "bad" if alerts else "good", {"count": len(alerts)})
+
+
+def _outbox(at: datetime, waiting: store.Outbox) -> Fact:
+    says = "nothing waits"
+    state: State = "good"
+    if waiting.waiting and waiting.oldest_at is not None:
+        says = f"{waiting.waiting} messages wait, the oldest written {ago(at, waiting.oldest_at)}"
+        says += f"; the last attempt said: {waiting.last_problem}" if waiting.last_problem else ""
+        state = "bad" if at - waiting.oldest_at > _OUTBOX_BAD else "watch"
+    if waiting.given_up:
+        says, state = f"{says}; {waiting.given_up} given up in the last 24 h", "bad"
+    return Fact("outbox", says, state, asdict(waiting))

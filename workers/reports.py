@@ -1,0 +1,308 @@
+"""Reports: one snapshot is read (knowledge, books, usage), the core computes, and a report is laid out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import polars as pl
+from sqlalchemy import Connection
+
+from metering import __version__
+from metering.core.capacity import Capacity, capacity, summarise_capacity
+from metering.core.margin import Margin, margin, summarise
+from metering.core.windows import WINDOWS, capacity_windows, in_burn_units, pool_costs
+from metering.delivery import columns
+from metering.delivery.report import Provenance, Report, choose_by, select
+from metering.errors import BadInput
+from metering.frames import SUM, Books
+from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
+from metering.periods import Period
+from metering.results import MARGIN_BY, UNRATED, UTILIZATION
+from metering.settings import Settings
+from metering.store.books import read_books
+from metering.store.rollups import read_pool_usage, read_usage
+from metering.store.watermarks import read_knowledge
+
+UNRATED_BY: Final = tuple(name for name in UNRATED.key if name not in ("meter", "currency"))
+_UNRATED_DEFAULT: Final = ("side", "reason", "customer", "product", "model_served", "pool")
+_BURN: Final = tuple(name for name, dtype in UTILIZATION.columns.items() if dtype == SUM)
+_WHO: Final = ("name", "kind", "segment")
+
+
+def known(
+    connection: Connection, settings: Settings, period: Period, as_of: int | None
+) -> tuple[Provenance, Books]:
+    """The point of knowledge of a report, its cut, and the books in force. BadInput for no such watermark."""
+    knowledge = read_knowledge(connection, as_of, settings=settings)
+    provenance = Provenance(
+        period=period,
+        cut=period.cut_at(knowledge.complete_until),
+        watermark_id=knowledge.watermark_id,
+        catalog_revision=knowledge.catalog_revision,
+        complete_until=knowledge.complete_until,
+        program_version=__version__,
+    )
+    return provenance, read_books(connection, knowledge.catalog_revision)
+
+
+def margin_report(
+    connection: Connection, settings: Settings, period: Period, as_of: int | None = None
+) -> "MarginReport":
+    """Read usage of the period up to its cut and compute its margin lines.
+
+    `connection` is one snapshot (store.postgres.reading); as_of None: live, the open interval included.
+    """
+    provenance, books = known(connection, settings, period, as_of)
+    cut = provenance.cut
+    usage = read_usage(connection, cut.start, cut.until, as_of)
+    pool_usage = read_pool_usage(connection, cut.start, cut.until, as_of)
+    computed = margin(usage, pool_usage, books, cut, settings.reporting_currency)
+    return MarginReport(provenance, books, settings.reporting_currency, computed)
+
+
+def capacity_report(
+    connection: Connection, settings: Settings, period: Period, as_of: int | None = None
+) -> "CapacityReport":
+    """Read pool usage of the period up to its cut and compute every contracted minute of it."""
+    provenance, books = known(connection, settings, period, as_of)
+    cut = provenance.cut
+    used = capacity(read_pool_usage(connection, cut.start, cut.until, as_of), books, cut)
+    return CapacityReport(provenance, books, settings.reporting_currency, used)
+
+
+@dataclass(frozen=True)
+class MarginReport:
+    """The margin of a period: `computed.lines` and `.unrated`, from which every table of it is summed."""
+
+    provenance: Provenance
+    books: Books
+    currency: str
+    computed: Margin
+
+    @cached_property
+    def summary(self) -> pl.DataFrame:
+        """One row per customer (null: idle capacity), with floor and breach: results.margin_frame."""
+        return summarise(self.computed.lines, ["customer"], self.books)
+
+    @cached_property
+    def capacity(self) -> "CapacityReport":
+        """The capacity of the same usage."""
+        return CapacityReport(self.provenance, self.books, self.currency, self.computed.capacity)
+
+    def by(self, text: str | None = None, name: str = "margin") -> Report:
+        """The margin by the columns of `--by` (default customer), with the company's total."""
+        by = choose_by(text, MARGIN_BY, ("customer",), "margin")
+        rows = _with_token_totals(summarise(self.computed.lines, by, self.books))
+        total = _with_token_totals(summarise(self.computed.lines, [], self.books))
+        described = [column for column in _WHO if column in rows.columns and column not in by]
+        order = [*by, *described]
+        declared = [
+            *order,
+            *(c.name for c in columns.MARGIN if c.name in rows.columns and c.name not in order),
+        ]
+        shown_by = () if "day" in by or "margin" not in rows.columns else ("margin",)
+        return Report(
+            name=name,
+            title=f"Margin by {', '.join(by)}",
+            columns=columns.in_currency(select(columns.MARGIN, declared), self.currency),
+            rows=rows.select(declared),
+            total=_as_total(total, rows.select(declared)),
+            provenance=self.provenance,
+            notes=tuple(unrated_notes(self.computed.unrated)),
+            empty="no usage, fees or capacity in the complete part of the period",
+            shown_by=shown_by,
+            null_texts={"customer": "(idle capacity)", **dict.fromkeys(set(by) - {"customer"}, "(none)")},
+        )
+
+    def usage(self) -> Report:
+        """What each customer used, by day, customer and product; every attempt counts, once."""
+        by = ["day", "customer", "product"]
+        sums = ["requests", "billable_requests", *METERS]
+        lines = self.computed.lines.filter(pl.col("line") == "usage")
+        rows = _with_token_totals(lines.group_by(by).agg(pl.col(sums).sum()).sort(by, nulls_last=False))
+        total = _with_token_totals(lines.select(pl.col(sums).sum()))
+        declared = [*by, *(column.name for column in columns.USAGE_SUMS)]
+        return Report(
+            name="usage",
+            title="Usage by day, customer, product",
+            columns=select(columns.USAGE, declared),
+            rows=rows.select(declared),
+            total=_as_total(total, rows.select(declared)),
+            provenance=self.provenance,
+            empty="no usage in the complete part of the period",
+        )
+
+    def unrated_by(self, text: str | None = None) -> Report:
+        """What could not be priced or costed; quantities are summed by meter, amounts by currency."""
+        by = choose_by(text, UNRATED_BY, _UNRATED_DEFAULT, "unrated")
+        key = [*by, "meter", "currency"]
+        some = [pl.col(name) for name in ("quantity", "amount")]
+        rows = (
+            self.computed.unrated.group_by(key)
+            .agg(pl.when(column.is_not_null().any()).then(column.sum()) for column in some)
+            .sort(key, nulls_last=False)
+        )
+        declared = [*by, "meter", "quantity", "amount", "currency"]
+        rows = rows.select(declared)
+        return Report(
+            name="unrated",
+            title=f"Unrated by {', '.join(by)}",
+            columns=select(columns.UNRATED, declared),
+            rows=rows,
+            total=rows.clear(),
+            provenance=self.provenance,
+            empty="everything in the complete part of the period could be priced and costed",
+            null_texts=dict.fromkeys(by, "-"),
+        )
+
+
+@dataclass(frozen=True)
+class CapacityReport:
+    """The capacity of a period, minute by minute: `computed.utilization`, and `computed.unburned`."""
+
+    provenance: Provenance
+    books: Books
+    currency: str
+    computed: Capacity
+
+    @cached_property
+    def pool_cost(self) -> pl.DataFrame:
+        """Recognised, served and idle cost per pool, dimension and quarter hour: results.POOL_COST."""
+        return pool_costs(self.computed.utilization, self.books.capacity_steps, self.provenance.cut)
+
+    @cached_property
+    def summary(self) -> pl.DataFrame:
+        """results.CAPACITY_SUMMARY: one row per pool and dimension."""
+        return summarise_capacity(self.computed.utilization)
+
+    def by(self, text: str | None = None, name: str = "capacity") -> Report:
+        """Per pool and dimension for the whole period, or per window of `--by day | hour | minute`."""
+        words = choose_by(text, ("pool", *WINDOWS), ("pool",), "capacity")
+        windows = [word for word in words if word in WINDOWS]
+        if len(windows) > 1:
+            raise BadInput(f"--by names two windows, {windows[0]} and {windows[1]}; give one of them")
+        if windows:
+            rows = capacity_windows(self.computed.utilization, self.pool_cost, windows[0])
+            title = f"Capacity by pool, dimension, {windows[0]}"
+        else:
+            cost = self.pool_cost.group_by("pool", "dimension").agg(
+                pl.col("recognised_cost", "served_cost", "idle_cost").sum(), pl.col("currency").first()
+            )
+            rows = self.summary.join(cost, on=["pool", "dimension"], how="left", validate="1:1").join(
+                self._bought(), on=["pool", "dimension"], how="left", validate="1:1"
+            )
+            title = "Capacity by pool, dimension"
+        rows = rows.with_columns(
+            in_burn_units(pl.col(burn), pl.col("denominator")).alias(burn) for burn in _BURN
+        )
+        declared = [column.name for column in columns.CAPACITY if column.name in rows.columns]
+        rows = rows.select(declared).sort([c for c in ("pool", "dimension", "window_start") if c in declared])
+        currencies = rows["currency"].drop_nulls().unique().to_list()
+        laid_out = select(columns.CAPACITY, declared)
+        if rows["dimension"].n_unique() > 1:
+            laid_out = tuple(
+                replace(column, rank=0) if column.name == "dimension" else column for column in laid_out
+            )
+        if len(currencies) <= 1:
+            laid_out = columns.in_currency(laid_out, currencies[0] if currencies else self.currency)
+        else:
+            laid_out = tuple(
+                replace(column, rank=0) if column.name == "currency" else column for column in laid_out
+            )
+        return Report(
+            name=name,
+            title=title,
+            columns=laid_out,
+            rows=rows,
+            total=self._total(rows) if len(currencies) == 1 else rows.clear(),
+            provenance=self.provenance,
+            notes=tuple(self._notes()),
+            empty="no capacity was contracted in the complete part of the period",
+        )
+
+    def _bought(self) -> pl.DataFrame:
+        """Supplier and unit of each pool and dimension, from the last step that begins before the cut."""
+        return (
+            self.books.capacity_steps.filter(pl.col("effective_from") < self.provenance.cut.until)
+            .sort("effective_from")
+            .group_by("pool", "dimension")
+            .agg(pl.col("supplier", "unit").last())
+        )
+
+    @staticmethod
+    def _total(rows: pl.DataFrame) -> pl.DataFrame:
+        """Cost alone adds up over pools: burn units of two pools are not the same thing."""
+        cost = rows.select(
+            pl.col("recognised_cost", "served_cost", "idle_cost").sum(), pl.col("currency").first()
+        )
+        return _as_total(cost, rows)
+
+    def _notes(self) -> list[str]:
+        lost = self.computed.unburned
+        notes = []
+        for reason, says in (
+            ("unknown_pool", "used, but no capacity contract was in force"),
+            ("no_weight", "used by models or meters that their burndown table does not name"),
+        ):
+            pools = sorted(lost.filter(pl.col("reason") == reason)["pool"].unique())
+            if pools:
+                notes.append(f"{', '.join(pools)}: {says}; not in the figures: `metering report unrated`")
+        return notes
+
+
+def unrated_notes(unrated: pl.DataFrame) -> list[str]:
+    """One line that says how much could not be rated, by side and reason; none when all could."""
+    if not unrated.height:
+        return []
+    groups = (
+        unrated.group_by("side", "reason")
+        .agg(
+            pl.col("quantity")
+            .filter(pl.col("meter").is_in([*INPUT_METERS, *OUTPUT_METERS]))
+            .sum()
+            .alias("tokens"),
+            pl.col("customer").drop_nulls().unique().sort().alias("customers"),
+        )
+        .sort("side", "reason")
+    )
+    parts = []
+    for row in groups.iter_rows(named=True):
+        who = row["customers"]
+        names = ", ".join(who[:3]) + (f" and {len(who) - 3} more" if len(who) > 3 else "")
+        tokens = f" {row['tokens']:,} tokens" if row["tokens"] else ""
+        parts.append(f"{row['side']} {row['reason']}{tokens}{f' ({names})' if names else ''}")
+    return [f"unrated, not in these figures: {'; '.join(parts)}; see `metering report unrated`"]
+
+
+def _with_token_totals(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.with_columns(
+        pl.sum_horizontal(pl.col(meter).cast(SUM) for meter in INPUT_METERS)
+        .cast(SUM)
+        .alias("total_input_tokens"),
+        pl.sum_horizontal(pl.col(meter).cast(SUM) for meter in OUTPUT_METERS)
+        .cast(SUM)
+        .alias("total_output_tokens"),
+    )
+
+
+def _as_total(total: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The total as one row of the columns of `rows`, null where a sum has no meaning; none without rows."""
+    if not rows.height:
+        return rows.clear()
+    return total.select(
+        pl.col(name) if name in total.columns else pl.lit(None, dtype=dtype).alias(name)
+        for name, dtype in rows.schema.items()
+    )
+
+
+def export_reports(margin_of: MarginReport) -> Sequence[Report]:
+    """The reports of an export, in the order of its manifest."""
+    return (
+        margin_of.by("customer"),
+        margin_of.by(",".join(MARGIN_BY), name="margin_lines"),
+        margin_of.usage(),
+        margin_of.capacity.by("pool"),
+        margin_of.capacity.by("hour", name="capacity_hours"),
+        margin_of.unrated_by(",".join(UNRATED_BY)),
+    )
