@@ -4,8 +4,8 @@ import json
 from datetime import UTC, date, datetime
 from typing import Any
 
-from metering.identity import uuid7_text
-from metering.rejects import RejectCode
+from metering.events.identity import uuid7_text
+from metering.events.rejects import RejectCode
 
 
 def malformed_lines(day: date, tail: bytes) -> list[tuple[bytes, str]]:

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from metering.identity import uuid7_texts
+from metering.events.identity import uuid7_texts
 from sandbox.company import (
     ATLAS,
     BLOCK_A_MEAN,

@@ -8,7 +8,7 @@ from typing import Any
 
 from kafka import KafkaProducer
 
-from metering.identity import uuid7_text
+from metering.events.identity import uuid7_text
 from metering.settings import Settings
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import polars as pl
 import psycopg
 
+from metering.events.identity import event_keys, series_digest, uuid7_text
 from metering.frames import DIMENSIONS
-from metering.identity import event_keys, series_digest, uuid7_text
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store.chain import CHAIN_VERSION, GENESIS, aligned, batch_head, batch_root, text_digest

@@ -13,13 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metering import wire
-from metering.columns import _CHUNK_EVENTS
 from metering.core.usage import meter
-from metering.events import Decoded, DecodeLimits, RecordBytes, decode, refuse
+from metering.events import Decoded, DecodeLimits, RecordBytes, decode, refuse, wire
+from metering.events.columns import _CHUNK_EVENTS
+from metering.events.instants import parse_instants
+from metering.events.rejects import RejectCode
 from metering.frames import REJECTS
-from metering.instants import parse_instants
-from metering.rejects import RejectCode
 
 APPENDED_AT = datetime(2026, 10, 31, 12, 0, tzinfo=UTC)
 LIMITS = DecodeLimits(

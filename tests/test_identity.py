@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.frames import DIMENSIONS, EVENTS
-from metering.identity import (
+from metering.events.identity import (
     DIGEST_VERSION,
     content_digests,
     event_keys,
@@ -22,6 +21,7 @@ from metering.identity import (
     uuid7_text,
     uuid7_texts,
 )
+from metering.frames import DIMENSIONS, EVENTS
 from metering.meters import METERS
 
 # id -> key, whether the key is the id, the time inside it

@@ -23,10 +23,10 @@ from typing import Final
 import msgspec
 
 from metering.errors import BadInput
-from metering.identity import uuid7_text
+from metering.events.identity import uuid7_text
+from metering.events.wire import USAGE_TYPE
 from metering.meters import QUANTITY_MAX
 from metering.settings import Settings
-from metering.wire import USAGE_TYPE
 from workers.send import EVENTS_PER_RECORD, Progress, opened, send_lines
 
 TRACES: Final = ("conv", "code")

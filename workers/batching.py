@@ -13,10 +13,10 @@ import polars as pl
 
 from metering.core.usage import meter
 from metering.events import RecordBytes, decode, refuse
-from metering.identity import DIGEST_VERSION, content_digests, event_keys, request_keys, series_digests
-from metering.laws import DecodeLimits
+from metering.events.identity import DIGEST_VERSION, content_digests, event_keys, request_keys, series_digests
+from metering.events.laws import DecodeLimits
+from metering.events.rejects import RejectCode
 from metering.meters import METERS
-from metering.rejects import RejectCode
 from metering.store.batch import Digests, Part, Refused, Reject
 from metering.store.chain import text_digest
 from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES

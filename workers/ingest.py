@@ -12,7 +12,7 @@ import psycopg
 import structlog
 
 from metering.errors import Fenced, WrongWorld
-from metering.laws import DecodeLimits
+from metering.events.laws import DecodeLimits
 from metering.settings import Settings
 from metering.store import positions, postgres, schema
 from metering.store.batch import Appended

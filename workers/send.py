@@ -9,9 +9,9 @@ from typing import BinaryIO
 import msgspec
 
 from metering.errors import BadInput, Unavailable
+from metering.events.wire import BAD_BYTES
 from metering.settings import Settings
 from metering.stream.producer import Producer
-from metering.wire import BAD_BYTES
 
 EVENTS_PER_RECORD = 100
 LINES = "application/x-ndjson"

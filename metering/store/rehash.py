@@ -6,8 +6,8 @@ from typing import Any, Final
 import numpy as np
 from sqlalchemy import Connection, Row, text
 
+from metering.events.identity import series_digest
 from metering.frames import DIMENSIONS
-from metering.identity import series_digest
 from metering.store.chain import aligned, batch_root, text_digest
 from metering.store.ledger_rows import LEDGER_COLUMNS, Rows, select_rows
 from metering.store.postgres import driver

@@ -6,8 +6,8 @@ from typing import Any, Final
 import polars as pl
 import psycopg
 
+from metering.events.identity import series_digests
 from metering.frames import DIMENSIONS
-from metering.identity import series_digests
 from metering.settings import Settings
 from metering.store.names import Names
 

@@ -7,10 +7,10 @@ from typing import Final, NamedTuple
 
 import polars as pl
 
+from metering.events.rejects import TEXT_BYTES_MAX, RejectCode
+from metering.events.wire import NONBILLABLE_REASONS
 from metering.frames import INSTANT
-from metering.rejects import TEXT_BYTES_MAX, RejectCode
 from metering.settings import Settings
-from metering.wire import NONBILLABLE_REASONS
 
 _TEXTS: Final = {  # column -> name on the wire, in the order in which they are looked at
     "id": "id",

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import polars as pl
 import xxhash
 
+from metering.events.instants import Bytes, Mask, byte_table
 from metering.frames import DIMENSIONS, INSTANT
-from metering.instants import Bytes, Mask, byte_table
 from metering.meters import METERS
 
 #: Version of the content digest: the order and encoding of its fields, and the seed of its hash.

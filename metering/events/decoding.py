@@ -7,11 +7,11 @@ from typing import Final, NamedTuple
 
 import polars as pl
 
-from metering import wire
-from metering.columns import EventColumns, reported
+from metering.events import wire
+from metering.events.columns import EventColumns, reported
+from metering.events.laws import DecodeLimits, laws, put_to_laws
+from metering.events.rejects import Fault, RejectCode, cleaned
 from metering.frames import REJECTS
-from metering.laws import DecodeLimits, laws, put_to_laws
-from metering.rejects import Fault, RejectCode, cleaned
 
 #: Headers of a record that may be one event; others take the longer way.
 _LONE_FORMS: Final = frozenset({"application/cloudevents+json", "application/x-ndjson", "application/json"})

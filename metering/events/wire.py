@@ -5,8 +5,8 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 
+from metering.events.rejects import Fault, RejectCode, cleaned, keepable, quoted
 from metering.meters import QUANTITY_MAX
-from metering.rejects import Fault, RejectCode, cleaned, keepable, quoted
 
 USAGE_TYPE: Final = "inference.usage.v1"
 

@@ -8,11 +8,11 @@ import numpy as np
 import polars as pl
 from msgspec.structs import astuple
 
-from metering import wire
+from metering.events import wire
+from metering.events.identity import event_keys
+from metering.events.instants import parse_instants
+from metering.events.laws import BILLABLE, IS_SPLIT
 from metering.frames import INSTANT, REPORTED_EVENTS
-from metering.identity import event_keys
-from metering.instants import parse_instants
-from metering.laws import BILLABLE, IS_SPLIT
 
 #: Where a producer names no region.
 REGION_DEFAULT: Final = "global"
