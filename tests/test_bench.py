@@ -62,7 +62,7 @@ def test_ingest_is_measured_beside_raw_copy(ground: Ground) -> None:
         assert all(
             one.value > 0 for one in stages if one.measure.endswith((": decode", ": copy", ": commit"))
         )
-        assert ingesting.memory_measure([comparison]).value > 0
+        assert ingesting.memory_measure("100 events a record", [comparison]).value > 0
         *places, total = ingesting.size_measures(settings)
         assert total.value == pytest.approx(sum(place.value for place in places))
         folds = ledger.fold_measures(ground, settings, quiet)
@@ -79,8 +79,9 @@ def test_resends_are_counted_and_a_worker_is_profiled(ground: Ground) -> None:
     assert any("Ingest.step" in name for name, _ in told.functions)
 
 
-def test_a_margin_report_is_measured() -> None:
-    told = margin.report(rows=2_000, customers=20)
+def test_a_margin_report_is_measured(tmp_path: Path) -> None:
+    margin.write_rollups(tmp_path, rows=2_000, customers=20)
+    told = margin.report(tmp_path, customers=20)
     assert (told.rows, told.customers) == (2_000, 20)
     assert told.lines > 0
     assert told.peak_bytes > 0

@@ -1,0 +1,254 @@
+"""The month's margin report of a large company, from synthetic rollups: seconds and peak memory.
+
+A process of its own, so that the memory is its own: `python -m bench.margin FOLDER CUSTOMERS`, JSON.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+
+from bench.measures import CHECKOUT, Measure, Progress, mebibytes
+from metering.core.margin import margin
+from metering.errors import Unavailable
+from metering.frames import (
+    BURNDOWN,
+    CAPACITY_STEPS,
+    CONTRACTS,
+    CUSTOMERS,
+    DIMENSIONS,
+    FEES,
+    INSTANT,
+    MODELS,
+    POOL_USAGE,
+    PRICES,
+    SUMS,
+    USAGE,
+    Books,
+    Frame,
+)
+from metering.meters import CONTEXT_BREAKPOINTS, METERS
+from metering.periods import MINUTE, QUARTER, Period, month_start, next_month_start
+
+SECONDS_MAX: Final = 5.0
+MEBIBYTES_MAX: Final = 2_048
+_CHILD_SECONDS_MAX: Final = 600.0
+_USAGE_FILE: Final = "usage.parquet"
+_POOL_USAGE_FILE: Final = "pool_usage.parquet"
+_MONTH: Final = date(2026, 10, 1)
+_POOL: Final = "block-a"
+#: (product, pool, ran_on): the series of every customer.
+_SERIES: Final = (
+    ("lumen-large", _POOL, "pool"),
+    ("lumen-large", _POOL, "overflow"),
+    ("lumen-small", _POOL, "pool"),
+    ("lumen-mini", None, "on_demand"),
+)
+_PRODUCTS: Final = ("lumen-large", "lumen-mini", "lumen-small")
+_MINUTES: Final = int(QUARTER / MINUTE)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one report took. `peak_bytes` holds the rollups that it was made from too."""
+
+    rows: int
+    customers: int
+    lines: int
+    seconds: float
+    peak_bytes: int
+
+
+def month() -> Period:
+    """The month of the report."""
+    return Period(f"{_MONTH:%Y-%m}", month_start(_MONTH), next_month_start(_MONTH))
+
+
+def synthetic_usage(rows: int, customers: int, seed: int = 11) -> pl.DataFrame:
+    """`rows` distinct USAGE rows of a month, spread evenly over customers, series and quarter hours."""
+    generator = np.random.default_rng(seed)
+    period = month()
+    places = period.minutes // _MINUTES * customers * len(_SERIES)
+    drawn = np.unique(generator.integers(0, places, rows + rows // 5 + 100))
+    kept = np.sort(generator.permutation(drawn)[:rows])
+    assert len(kept) == rows, f"{rows} rows do not fit {customers} customers in a month"
+    # sorted by quarter, then customer: as they come from the rollups
+    series, kept = kept % len(_SERIES), kept // len(_SERIES)
+    customer, quarter = kept % customers, kept // customers
+    texts: dict[str, tuple[list[str | None], Any]] = {
+        "customer": ([f"customer-{number:05d}" for number in range(customers)], customer),
+        "product": ([one[0] for one in _SERIES], series),
+        "model_served": ([one[0] for one in _SERIES], series),
+        "pool": ([one[1] for one in _SERIES], series),
+        "ran_on": ([one[2] for one in _SERIES], series),
+    }
+    constants = {
+        "tier_sold": "standard",
+        "tier_served": "standard",
+        "provider": "own",
+        "region": "us-east",
+        "counts_for": "charge_and_cost",
+    }
+    start = int(period.start.timestamp()) * 1_000_000
+    frame = pl.DataFrame({"quarter_start": start + quarter * (QUARTER // timedelta(microseconds=1))})
+    frame = frame.with_columns(
+        pl.col("quarter_start").cast(INSTANT),
+        *(
+            pl.Series(name, names, dtype=pl.String).gather(pl.Series(at)).alias(name)
+            for name, (names, at) in texts.items()
+        ),
+        *(pl.lit(value).alias(name) for name, value in constants.items()),
+        pl.lit(0, dtype=DIMENSIONS["context_breakpoint"]).alias("context_breakpoint"),
+        *(
+            pl.Series(
+                name, generator.integers(1, 50 if name == "requests" else 100_000, rows, np.int32)
+            ).cast(dtype)
+            for name, dtype in SUMS.items()
+        ),
+    )
+    return frame.select(*USAGE.columns)
+
+
+def pool_usage_of(usage: pl.DataFrame) -> pl.DataFrame:
+    """The pool minutes of the same traffic: every quarter hour spread over its minutes, nothing lost."""
+    key = [name for name in POOL_USAGE.key if name != "minute"]
+    quarters = (
+        usage.filter(pl.col("pool").is_not_null()).group_by("quarter_start", *key).agg(pl.col(*SUMS).sum())
+    )
+    minutes = [
+        quarters.with_columns(
+            (pl.col("quarter_start") + place * MINUTE).alias("minute"),
+            *(
+                (pl.col(name) // _MINUTES + (pl.col(name) % _MINUTES if place == 0 else 0)).cast(dtype)
+                for name, dtype in SUMS.items()
+            ),
+        )
+        for place in range(_MINUTES)
+    ]
+    return POOL_USAGE.conform(pl.concat(minutes))
+
+
+def synthetic_books(customers: int) -> Books:
+    """Customers with a contract and a monthly fee each, one price book, one cost book, one pool."""
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    names = pl.DataFrame({"customer": [f"customer-{number:05d}" for number in range(customers)]})
+    tokens = [name for name in METERS if name != "accelerator_ms"]
+    grid = pl.DataFrame({"item": _PRODUCTS}).join(_breakpoints(), how="cross")
+    prices = grid.join(pl.DataFrame({"meter": tokens}), how="cross")
+    weights = grid.rename({"item": "model"}).join(pl.DataFrame({"meter": METERS}), how="cross")
+    span = {"effective_from": since, "effective_until": None}
+    price = {**span, "tier": "standard", "region": "*", "currency": "USD"}
+    return Books(
+        1,
+        customers=_filled(names, CUSTOMERS, **span, name="A company", kind="paying", segment="business"),
+        contracts=_filled(
+            names,
+            CONTRACTS,
+            **span,
+            contract="c",
+            price_book="standard",
+            margin_floor_ratio="0.2",
+            floor_basis="usage",
+        ),
+        fees=_filled(names, FEES, **span, contract="c", fee="plan", amount_per_month="500", currency="USD"),
+        models=_filled(
+            pl.DataFrame({"model": _PRODUCTS}), MODELS, provider="own", name="A model", cost_book="bought"
+        ),
+        price_books=_filled(prices, PRICES, **price, book="standard", unit_price="0.000003"),
+        cost_books=_filled(prices, PRICES, **price, book="bought", unit_price="0.000001"),
+        capacity_steps=_filled(
+            pl.DataFrame({"pool": [_POOL]}),
+            CAPACITY_STEPS,
+            **span,
+            dimension="all",
+            supplier="northstar",
+            unit="accelerator",
+            units=48,
+            unit_burn_per_minute=60_000,
+            fee_per_month="52560",
+            fee_share_ratio="1",
+            currency="USD",
+            idle_policy="none",
+        ),
+        burndown=_filled(weights, BURNDOWN, **span, pool=_POOL, dimension="all", weight=1, denominator=1),
+    )
+
+
+def _breakpoints() -> pl.DataFrame:
+    return pl.DataFrame(
+        {"context_breakpoint": (0, *CONTEXT_BREAKPOINTS)}, schema={"context_breakpoint": pl.Int32}
+    )
+
+
+def _filled(rows: pl.DataFrame, frame: Frame, **constants: object) -> pl.DataFrame:
+    """`rows` as `frame`, with the same value in every row for the columns that it lacks."""
+    absent = [pl.lit(value).cast(frame.columns[name]).alias(name) for name, value in constants.items()]
+    return frame.conform(rows.with_columns(absent))
+
+
+def write_rollups(folder: Path, rows: int, customers: int) -> None:
+    """Make the rollups and leave them in `folder`, so that another process starts with nothing but them."""
+    usage = synthetic_usage(rows, customers)
+    usage.write_parquet(folder / _USAGE_FILE)
+    pool_usage_of(usage).write_parquet(folder / _POOL_USAGE_FILE)
+
+
+def report(folder: Path, customers: int) -> Report:
+    """Read the rollups of `folder`, make the books, compute the margin lines: only that is on the clock."""
+    usage, pool_usage = (pl.read_parquet(folder / name) for name in (_USAGE_FILE, _POOL_USAGE_FILE))
+    books = synthetic_books(customers)
+    _reset_peak()
+    began = time.perf_counter()
+    lines = margin(usage, pool_usage, books, month(), "USD").lines
+    seconds = time.perf_counter() - began
+    assert lines["charge"].sum() > 0, "usage that is priced has a charge"
+    return Report(usage.height, customers, lines.height, seconds, _peak_bytes())
+
+
+def _reset_peak() -> None:
+    """Let the peak begin at what is held now (Linux); elsewhere it holds the making of the rollups too."""
+    clear = Path("/proc/self/clear_refs")
+    if clear.exists():
+        clear.write_text("5")
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def margin_measures(rows: int, customers: int, progress: Progress) -> list[Measure]:
+    """The report in a process of its own, from files. Goals hold for 10,000 customers and 5 million rollup rows."""
+    progress(f"margin of a month: {customers:,} customers, {rows:,} rollup rows")
+    with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
+        write_rollups(Path(folder), rows, customers)
+        command = [sys.executable, "-m", "bench.margin", folder, str(customers)]
+        ended = subprocess.run(
+            command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False, timeout=_CHILD_SECONDS_MAX
+        )
+    if ended.returncode != 0:
+        raise Unavailable(
+            f"the margin report ended with exit code {ended.returncode}; its messages are above"
+        )
+    told = Report(**json.loads(ended.stdout))
+    name = f"month margin, {told.customers:,} customers, {told.rows:,} rows"
+    return [
+        Measure(name, told.seconds, "s", SECONDS_MAX, 1.0, "at most"),
+        Measure(f"{name}: peak memory", mebibytes(told.peak_bytes), "MiB", MEBIBYTES_MAX, 1.0, "at most"),
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(report(Path(sys.argv[1]), int(sys.argv[2])))))

@@ -1,0 +1,116 @@
+"""Measures: one number with its unit, what it is held against, and the goal; as a table and as JSON."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+#: Says on stderr what is being done.
+Progress = Callable[[str], None]
+Goal = Literal["at least", "at most"]
+
+_PACKAGES: Final = ("polars", "numpy", "psycopg", "kafka-python", "msgspec", "xxhash", "crc32c")
+#: The folder that holds this package: processes of the benchmarks start there.
+CHECKOUT: Final = Path(__file__).resolve().parent.parent
+_MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`value` in `unit`; `ratio` is value / reference. The goal is a ratio to reach, or one not to exceed."""
+
+    measure: str
+    value: float
+    unit: str
+    reference: float | None = None
+    goal_ratio: float | None = None
+    goal: Goal = "at least"
+
+    @property
+    def ratio(self) -> float | None:
+        """How the value stands to its reference; None without one."""
+        return self.value / self.reference if self.reference else None
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is met; None where there is none."""
+        if self.ratio is None or self.goal_ratio is None:
+            return None
+        return self.ratio >= self.goal_ratio if self.goal == "at least" else self.ratio <= self.goal_ratio
+
+    def record(self) -> dict[str, object]:
+        """The measure as it stands in latest.json."""
+        return {**asdict(self), "ratio": self.ratio}
+
+
+def mebibytes(count: float) -> float:
+    """Bytes as MiB."""
+    return count / _MIB
+
+
+def write_json(path: Path, measures: Iterable[Measure]) -> None:
+    """Replace `path` by the list of measures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(json.dumps([measure.record() for measure in measures], indent=1) + "\n")
+    draft.replace(path)
+
+
+def print_table(console: Console, measures: Iterable[Measure]) -> None:
+    """The measures with their references, ratios and goals."""
+    table = Table("measure", box=None, header_style="bold", pad_edge=False)
+    for column in ("value", "reference", "ratio", "goal"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    table.add_column("")
+    words = {True: "reached", False: "not reached", None: ""}
+    for one in measures:
+        sign = ">=" if one.goal == "at least" else "<="
+        table.add_row(
+            one.measure,
+            _number(one.value),
+            "" if one.reference is None else _number(one.reference),
+            "" if one.ratio is None else f"{one.ratio:.2f}",
+            "" if one.goal_ratio is None else f"{sign} {one.goal_ratio:.2f}",
+            one.unit,
+            words[one.reached],
+        )
+    console.print(table)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:,.2f}"
+
+
+def machine_facts() -> list[str]:
+    """What the numbers depend on: processor, memory, Python, versions."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
+    return [
+        f"{cores} cores ({_processor()}), {memory:.0f} GiB, {platform.system()} {platform.release()}",
+        f"Python {platform.python_version()}, {packages}",
+        f"load before the run: {os.getloadavg()[0]:.2f}",
+    ]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def say(line: str) -> None:
+    """Progress on stderr."""
+    print(line, file=sys.stderr, flush=True)
