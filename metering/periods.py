@@ -55,16 +55,6 @@ class Period:
         """Whole minutes in the span."""
         return int((self.until - self.start) / MINUTE)
 
-    def months(self) -> list[tuple[datetime, datetime]]:
-        """The UTC calendar months that the span touches, as whole (start, until) pairs."""
-        edges = []
-        start = month_start(self.start.date())
-        while start < self.until:
-            until = next_month_start(start.date())
-            edges.append((start, until))
-            start = until
-        return edges
-
 
 _MONTH = re.compile(r"(\d{4})-(\d{2})")
 _REMEDY = "give a month (2026-10), a day (2026-10-31) or FROM..UNTIL (2026-10-01..2026-10-08T06:15)"
@@ -75,6 +65,8 @@ def _instant(text: str, whole: str) -> datetime:
         parsed = datetime.fromisoformat(text)
     except ValueError:
         raise BadInput(f"'{whole}' is not a period: '{text}' is not a date or time; {_REMEDY}") from None
+    if not 1970 <= parsed.year <= 9998:
+        raise BadInput(f"'{whole}' is not a period: '{text}' lies outside the years 1970 to 9998; {_REMEDY}")
     instant = parsed.replace(tzinfo=UTC) if parsed.tzinfo is None else parsed.astimezone(UTC)
     if instant != floor_to_quarter(instant):
         raise BadInput(

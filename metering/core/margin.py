@@ -14,7 +14,7 @@ from metering.core.flows import amounts, flow, gaps, pool_flows
 from metering.core.rating import charges, on_demand_costs
 from metering.core.series import identify
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, SUM, SUMS, USAGE, Books
+from metering.frames import DIMENSIONS, INSTANT, SUM, SUMS, USAGE, Books
 from metering.meters import METERS
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, ratio, refuse_beyond, to_quanta
 from metering.periods import Period
@@ -121,11 +121,12 @@ def _part(
             flow(fees, line="fee", side="fee", into="fee"),
         ]
     ).with_columns(
-        pl.when(pl.col("currency") != reporting_currency)
+        pl.when((pl.col("currency") != reporting_currency) & (pl.col("quanta") != 0))
         .then(pl.lit("no_exchange_rate"))
         .otherwise(pl.col("reason"))
         .alias("reason")
     )
+    flows = _standing(flows, known.series)
     lines = _lines(sliced, flows, known.series, books).with_columns(
         pl.lit(reporting_currency).alias("currency")
     )
@@ -141,6 +142,27 @@ def _refuse_beyond_exact(usage: pl.DataFrame) -> None:
             raise BadInput(
                 f"{name} is beyond what can be summed exactly, most of it in {worst}; void those events"
             )
+
+
+def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
+    """The flows in which a gap that was taken back is none: a charge without a price, and the void of it.
+
+    The void is of another series, which differs in counts_for alone; nothing stays open, nothing is flagged.
+    """
+    open_ = pl.col("reason").is_not_null()
+    gaps = flows.filter(open_)
+    if gaps.is_empty():
+        return flows
+    sold = [name for name in DIMENSIONS if name != "counts_for"]
+    told = identify(series.select("series_id", *sold).rename({"series_id": "of_series"}), sold)
+    ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("sold_id"))
+    key = ["slice_start", "line", "sold_id", "customer", "pool", "side", "meter", "reason", "currency"]
+    taken_back = pl.coalesce("quantity", "quanta").sum().over(key) == 0
+    gaps = gaps.join(ids, on="series_id", how="left", validate="m:1").with_columns(
+        pl.when(~taken_back).then(pl.col("reason")).alias("reason"),
+        pl.when(~taken_back).then(pl.col("quanta")).alias("quanta"),
+    )
+    return pl.concat([flows.filter(~open_), gaps.drop("sold_id")])
 
 
 def _lines(sliced: pl.DataFrame, flows: pl.DataFrame, series: pl.DataFrame, books: Books) -> pl.DataFrame:
@@ -224,7 +246,7 @@ def _unrated(gaps: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
                 for name in ("quantity", "quanta")
             )
         )
-        .filter((pl.col("quantity") != 0).fill_null(value=True))
+        .filter(pl.coalesce("quantity", "quanta") != 0)
     )
     refuse_beyond(
         summed, "quanta", _QUANTA_MAX, "no report can carry it; void the events or correct the price"
@@ -248,14 +270,17 @@ def _unrated_spill(used: Capacity) -> pl.DataFrame:
     )
 
 
-def summarise(lines: pl.DataFrame, by: Sequence[str], books: Books) -> pl.DataFrame:
+def summarise(
+    lines: pl.DataFrame, by: Sequence[str], books: Books, until: datetime | None = None
+) -> pl.DataFrame:
     """Margin lines summed by some of results.MARGIN_BY ([]: one row, the company): results.margin_frame(by).
 
     Rows of any `by` sum to the company's row exactly. By customer, a row says who the customer is (name,
     kind, segment: as of the row's last day; of the line, where `by` asks for them), the margin floor of the
     contract in force then, and breach = margin < floor x revenue, or revenue <= 0 with cost > 0, of paying
     customers with a floor; null where `by` cuts customers into parts (products, models, pools): the floor is
-    agreed for the whole. No lines, no rows. An unknown or repeated `by` raises BadInput.
+    agreed for the whole. No lines, no rows. An unknown or repeated `by` raises BadInput. `until`: the end of the
+    period, already cut, if it lies within the last day: what begins later that day is not in force yet.
     """
     for name in by:
         if name not in MARGIN_BY:
@@ -281,16 +306,17 @@ def summarise(lines: pl.DataFrame, by: Sequence[str], books: Books) -> pl.DataFr
         )
     )
     if "customer" in by:
-        margins = _judged(_described(margins, by, books), by)
+        margins = _judged(_described(margins, by, books, until), by)
     return margin_frame(by).conform(margins)
 
 
-def _described(margins: pl.DataFrame, by: Sequence[str], books: Books) -> pl.DataFrame:
+def _described(
+    margins: pl.DataFrame, by: Sequence[str], books: Books, until: datetime | None
+) -> pl.DataFrame:
     """Add name, kind and segment of the customer, and the floor of its contract, as of the row's last day."""
-    said = _as_of_last_day(margins, books.customers)
-    said = _as_of_last_day(
-        said, books.contracts.select("customer", *_SPAN, pl.col("margin_floor_ratio").alias("floor_ratio"))
-    )
+    floors = books.contracts.select("customer", *_SPAN, pl.col("margin_floor_ratio").alias("floor_ratio"))
+    said = _as_of_last_day(margins, books.customers, until)
+    said = _as_of_last_day(said, floors, until)
     customer = pl.col("customer").is_not_null()
     return said.with_columns(
         pl.when(customer).then(pl.col(name).fill_null(UNKNOWN)).otherwise(pl.col(name)).alias(name)
@@ -299,14 +325,16 @@ def _described(margins: pl.DataFrame, by: Sequence[str], books: Books) -> pl.Dat
     )
 
 
-def _as_of_last_day(rows: pl.DataFrame, dated: pl.DataFrame) -> pl.DataFrame:
+def _as_of_last_day(rows: pl.DataFrame, dated: pl.DataFrame, until: datetime | None) -> pl.DataFrame:
+    """What is in force at the end of the row's last day, or at `until`; what ended that day still counts."""
     dated = dated.select(name for name in dated.columns if name == "customer" or name not in rows.columns)
     day_end = (pl.col("effective_until") - pl.duration(microseconds=1)).dt.truncate("1d") + pl.duration(
         days=1
     )
-    at = (
-        pl.col("_last_day").cast(pl.Datetime("us")) + pl.duration(days=1, microseconds=-1)
-    ).dt.replace_time_zone("UTC")
+    day_after = (pl.col("_last_day").cast(pl.Datetime("us")) + pl.duration(days=1)).dt.replace_time_zone(
+        "UTC"
+    )
+    at = pl.min_horizontal(day_after, pl.lit(until, dtype=INSTANT)) - pl.duration(microseconds=1)
     found = in_force(
         rows.with_columns(at.alias("_at")),
         dated.with_columns(day_end.alias("effective_until")),

@@ -7,12 +7,13 @@ import polars as pl
 
 from metering.core.effective import in_force
 from metering.frames import SUM, Books
-from metering.meters import METERS, TOKEN_METERS
+from metering.meters import METERS
 from metering.money import AMOUNT_MAX, EXACT_MAX, MONEY, refuse_beyond
 from metering.results import RATE_KEY, RATED, UNPRICED
 
 _PRICED_BY: Final = ("book", "item", "tier", "context_breakpoint", "meter")
 _ANY_REGION: Final = "*"
+_TIME: Final = "accelerator_ms"
 _REMEDY: Final = "no report can carry it; void the events or correct the price"
 
 
@@ -74,7 +75,8 @@ def charges(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFra
     with counts_for charge_and_cost or charge, by product, tier_sold, region and context breakpoint, at the
     price book of the customer's contract in force. Reasons: unknown_customer, no_contract, no_price_book,
     no_price.
-    accelerator_ms is a capacity meter: charged where the book prices it, never unrated.
+    accelerator_ms is a capacity meter: charged where the book prices it. Without a price it is unrated only of
+    a product that is sold by time: that the book in question (any, where none could be named) ever prices so.
     """
     sold = usage.filter(pl.col("counts_for").is_in(["charge_and_cost", "charge"]))
     who = sold.select("quarter_start", "customer").unique()
@@ -95,7 +97,15 @@ def charges(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFra
         who, on=["quarter_start", "customer"], how="left", validate="m:1"
     )
     rated, unrated = _rate(lines, books.price_books, {"no_book": "no_price_book"})
-    return rated, unrated.filter(pl.col("meter").is_in(TOKEN_METERS))
+    time = pl.col("meter") == _TIME
+    sold_by_time = books.price_books.filter(time).select("book", "item").unique()
+    in_a_book = pl.col("reason") == "no_price"
+    missing = [
+        unrated.filter(~time),
+        unrated.filter(time & in_a_book).join(sold_by_time, on=["book", "item"], how="semi"),
+        unrated.filter(time & ~in_a_book).join(sold_by_time, on="item", how="semi"),
+    ]
+    return rated, pl.concat(missing)
 
 
 def on_demand_costs(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -104,8 +114,8 @@ def on_demand_costs(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl
     usage: as for `charges`. Counted are rows with counts_for charge_and_cost or cost that ran on overflow or
     on_demand, by model_served, tier_served, region and context breakpoint, at the cost book of (provider,
     model_served). Reasons: no_cost_book (the catalog names none for the model, or one without rows), no_cost.
-    accelerator_ms without a cost is unrated only where the book knows nothing else about the model and tier
-    either: a supplier that bills tokens does not bill the time too.
+    accelerator_ms without a cost is unrated unless the book knows the model and tier, and never by time: a
+    supplier that bills tokens does not bill the time too.
     """
     bought = usage.filter(
         pl.col("counts_for").is_in(["charge_and_cost", "cost"])
@@ -121,9 +131,10 @@ def on_demand_costs(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl
         pl.when(pl.col("book").is_null()).then(pl.lit("no_cost_book")).otherwise(None).alias("reason")
     )
     rated, unrated = _rate(lines, books.cost_books, {"no_book": "no_cost_book", "no_price": "no_cost"})
-    billed_otherwise = books.cost_books.select("book", "item", "tier").unique()
-    time = pl.col("meter") == "accelerator_ms"
-    silent = unrated.filter(time).join(billed_otherwise, on=["book", "item", "tier"], how="anti")
+    time = pl.col("meter") == _TIME
+    known = books.cost_books.group_by("book", "item", "tier").agg(time.any().alias("by_time"))
+    tokens_alone = known.filter(~pl.col("by_time"))
+    silent = unrated.filter(time).join(tokens_alone, on=["book", "item", "tier"], how="anti")
     return rated, pl.concat([unrated.filter(~time), silent])
 
 

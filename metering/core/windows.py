@@ -6,6 +6,7 @@ from typing import Final
 import polars as pl
 
 from metering.core.allocation import allocate
+from metering.errors import BadInput
 from metering.frames import INSTANT, SUM, Frame
 from metering.money import MONEY, RATIO, ratio
 from metering.periods import Period
@@ -86,7 +87,8 @@ def pool_costs(utilization: pl.DataFrame, steps: pl.DataFrame, period: Period) -
     """Recognised, served and idle cost of every pool, dimension and quarter hour (results.POOL_COST).
 
     utilization: results.UTILIZATION of the period; steps: frames.CAPACITY_STEPS. The same allocation as the
-    margin's, with each pool's burn as its only series: what is served does not depend on who was.
+    margin's, with each pool's burn as its only series: what is served does not depend on who was. A pool and
+    dimension has one currency in the period, so that its costs may be added: two raise BadInput.
     """
     burned = utilization.select(
         pl.col("minute").dt.truncate("15m").alias("quarter_start"),
@@ -96,6 +98,14 @@ def pool_costs(utilization: pl.DataFrame, steps: pl.DataFrame, period: Period) -
         "burn",
     )
     _, costs = allocate(burned, steps, utilization, period)
+    paid_in = costs.group_by("pool", "dimension").agg(pl.col("currency").unique().sort())
+    mixed = paid_in.filter(pl.col("currency").list.len() > 1).sort("pool", "dimension")
+    if mixed.height:
+        row = mixed.row(0, named=True)
+        raise BadInput(
+            f"pool '{row['pool']}', dimension '{row['dimension']}', is paid for in {', '.join(row['currency'])} "
+            "within one period, and such costs cannot be added; give the pool of another currency another name"
+        )
     return costs
 
 

@@ -1,5 +1,7 @@
 """Allocation: a quarter hour's recognised cost goes to what was served; the rest is idle."""
 
+from decimal import Decimal
+
 import polars as pl
 import pytest
 from hypothesis import given
@@ -7,13 +9,22 @@ from hypothesis import strategies as st
 
 from metering.core.allocation import allocate, recognised
 from metering.core.capacity import capacity
+from metering.core.windows import pool_costs
 from metering.errors import BadInput, WrongWorld
-from metering.frames import SUM, Frame
+from metering.frames import INSTANT, POOL_USAGE, SUM, Frame
 from metering.money import multiply_divide, split_largest_remainder
 from metering.periods import parse_period
 from tests.core import example_books as a
-from tests.text_tables import check, read
+from tests.text_tables import check, instant, read
 
+INPUT = "uncached_input_tokens"
+SERIES = {
+    "pool": "block",
+    "ran_on": "pool",
+    "model_served": "large",
+    "tier_served": "standard",
+    "region": "us-west",
+}
 QUARTER = parse_period("2026-03-01..2026-03-01T00:15")
 BURNED = Frame(
     "BURNED",
@@ -46,6 +57,72 @@ def test_a_mid_month_ramp_is_two_steps():
     found = recognised(steps, parse_period("2026-03"))
     by_day = found.group_by(pl.col("quarter_start").dt.day().alias("day")).agg(pl.col("cost").sum() // 10**12)
     assert sorted(by_day.rows()) == [(day, 960 if day < 16 else 1920) for day in range(1, 32)]
+
+
+def test_a_ramp_in_mid_month_costs_each_half_at_its_own_rate():
+    """100 units x 15 d at $1.00 a day, then 300 x 15 d at $0.50: 1,200 unit-days in the first half cost $1,200.
+
+    The month's average, $3,750 / 6,000 = $0.625, would make it $750. 1,200 of 15 x 100 unit-days are 80 of 100
+    units in every minute.
+    """
+    april = parse_period("2026-04")
+    steps = a.steps(
+        """
+        effective_from | effective_until | units | unit_burn_per_minute | fee_per_month
+        2026-04-01     | 2026-04-16      | 100   | 1                    | 3_000
+        2026-04-16     | -               | 300   | 1                    | 4_500
+        """
+    )
+    half = pl.datetime_range(april.start, instant("2026-04-16"), "1m", closed="left", eager=True)
+    one = read(f"minute | {INPUT}\n 2026-04-01 | 80", POOL_USAGE, **SERIES)
+    rows = one.drop("minute").join(pl.DataFrame({"minute": half}, schema={"minute": INSTANT}), how="cross")
+    books = a.books(capacity_steps=steps, burndown=a.burndown(f"meter | weight\n {INPUT} | 1"))
+    costs = pool_costs(capacity(rows, books, april).utilization, steps, april)
+    by_half = costs.group_by((pl.col("quarter_start") >= instant("2026-04-16")).alias("second")).agg(
+        pl.col("recognised_cost", "served_cost", "idle_cost").sum().round(6)
+    )
+    check(
+        by_half,
+        """
+        second | recognised_cost | served_cost | idle_cost
+        no     | 1_500           | 1_200       | 300
+        yes    | 2_250           | 0           | 2_250
+        """,
+    )
+
+
+def test_a_full_pool_costs_its_fee_to_the_last_quantum():
+    """$30 M over 432e12 burn: the unit cost at 12 places, multiplied back, would be $192 short."""
+    april = parse_period("2026-04")
+    steps = a.steps("unit_burn_per_minute | fee_per_month\n 10_000_000_000 | 30_000_000")
+    books = a.books(capacity_steps=steps, burndown=a.burndown(f"meter | weight\n {INPUT} | 1"))
+    every = pl.datetime_range(april.start, april.until, "1m", closed="left", eager=True)
+    one = read(f"minute | {INPUT}\n 2026-04-01 | 10_000_000_000", POOL_USAGE, **SERIES)
+    rows = one.drop("minute").join(pl.DataFrame({"minute": every}, schema={"minute": INSTANT}), how="cross")
+    used = capacity(rows, books, april).utilization
+    costs = pool_costs(used, steps, april)
+    check(costs.select(pl.col("served_cost", "idle_cost").sum()), "served_cost | idle_cost\n 30_000_000 | 0")
+    assert used["burn"].sum() == 432 * 10**12
+    assert Decimal(30_000_000) - Decimal("0.000000069444") * (432 * 10**12) == 192
+
+
+def test_a_pool_paid_in_two_currencies_is_refused():
+    """The sum of $10 and CHF 10 is not 20 of anything."""
+    steps = a.steps(
+        """
+        effective_from   | effective_until  | unit_burn_per_minute | fee_per_month | currency
+        2026-01-01       | 2026-03-01 00:15 | 100                  | 29_760        | USD
+        2026-03-01 00:15 | -                | 100                  | 29_760        | CHF
+        """
+    )
+    for period, currency in (("2026-02-28", "USD"), ("2026-03-01T00:15..2026-03-02", "CHF")):
+        span = parse_period(period)
+        books = a.books(capacity_steps=steps)
+        costs = pool_costs(capacity(POOL_USAGE.empty(), books, span).utilization, steps, span)
+        assert costs["currency"].unique().to_list() == [currency]
+    day = parse_period("2026-03-01")
+    with pytest.raises(BadInput, match="pool 'block', dimension 'all', is paid for in CHF, USD within one"):
+        pool_costs(capacity(POOL_USAGE.empty(), a.books(capacity_steps=steps), day).utilization, steps, day)
 
 
 def test_dimensions_share_a_fee_without_losing_a_quantum():

@@ -4,9 +4,10 @@
 import pytest
 
 from metering.core.capacity import burn, capacity, summarise_capacity
-from metering.errors import BadInput
+from metering.errors import BadInput, FrameBroken
 from metering.frames import POOL_USAGE
 from metering.periods import parse_period
+from metering.results import UTILIZATION
 from tests.core import example_books as a
 from tests.text_tables import check, read
 
@@ -43,6 +44,27 @@ def test_capacity_of_1000_burned_1400_then_200():
         2026-03-01 00:02 | 1_000      | 0           | 0          | 1_000     | 0     | 0      | 1_000 | 0       | 0
         """,
     )
+
+
+IDENTITY = """
+minute           | contracted | undelivered | carved_out | available | burn | served | idle | utilization_ratio
+2026-03-01 00:00 | 1_000      | 200         | 100        | 700       | 600  | 600    | {idle} | 0.857143
+"""
+
+
+def test_idle_is_what_is_left_of_what_was_delivered_and_not_set_aside():
+    """Contracted 1,000, undelivered 200, research 100, served 600: idle 100; finance sees 60 %, operations 86 %."""
+    names = {"pool": "block", "dimension": "all", "denominator": 1}
+    found = summarise_capacity(read(IDENTITY.format(idle=100), UTILIZATION, **names))
+    check(
+        found,
+        """
+        contracted | undelivered | carved_out | available | served | idle | served_of_contracted_ratio | served_of_available_ratio
+        1_000      | 200         | 100        | 700       | 600    | 100  | 0.6                        | 0.857143
+        """,
+    )
+    with pytest.raises(FrameBroken, match=r"'contracted = undelivered .* idle' does not hold"):
+        read(IDENTITY.format(idle=400), UTILIZATION, **names)
 
 
 def test_two_dimensions_are_two_utilizations():

@@ -8,7 +8,7 @@ import pytest
 
 from metering.core.margin import margin, summarise
 from metering.errors import BadInput
-from metering.frames import CUSTOMERS, POOL_USAGE, USAGE
+from metering.frames import CUSTOMERS, MODELS, POOL_USAGE, USAGE
 from metering.periods import parse_period
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read
@@ -51,6 +51,111 @@ def test_two_sides_of_a_retry():
     assert result.unrated.is_empty()
 
 
+def test_a_fallback_to_a_larger_model_does_not_change_what_the_customer_pays():
+    """It bought `small`: 10k in, 2k out at $0.80/$4 = $0.016. We paid for `large`: at $1/$5, $0.02."""
+    rows = a.usage(
+        """
+        quarter_start    | product | model_served | uncached_input_tokens | output_tokens
+        2026-03-01 00:00 | small   | small        | 10_000                | 2_000
+        2026-03-01 00:15 | small   | large        | 10_000                | 2_000
+        """,
+        provider="cirrus",
+    )
+    prices = "small | uncached_input_tokens | 0.8\n small | output_tokens | 4"
+    costs = "small | uncached_input_tokens | 0.5\n small | output_tokens | 2"
+    models = "model | provider | cost_book\n small | cirrus | on-demand\n large | cirrus | on-demand"
+    books = on_demand_books(
+        price_books=a.prices(f"{PRICES}\n{prices}"),
+        cost_books=a.prices(f"{ON_DEMAND}\n{costs}", book="on-demand"),
+        models=read(models, MODELS, name="m"),
+    )
+    result = margin(rows, POOL_USAGE.empty(), books, parse_period("2026-03-01"), "USD")
+    check(
+        summarise(result.lines, ["product", "model_served"], books),
+        """
+        product | model_served | revenue | cost  | margin | margin_ratio
+        small   | small        | 0.016   | 0.009 | 0.007  | 0.4375
+        small   | large        | 0.016   | 0.02  | -0.004 | -0.25
+        """,
+    )
+
+
+def test_spill_costs_who_spilled_on_the_usage_basis():
+    """Pool of 100 a minute at $1: A takes 90; B gets 10 and spills 30 at 4 x the unit cost: A 90, B 130."""
+    rows = a.usage(
+        """
+        quarter_start    | customer | pool  | ran_on   | provider | uncached_input_tokens
+        2026-03-01 00:00 | a        | block | pool     | own      | 90
+        2026-03-01 00:00 | b        | block | pool     | own      | 10
+        2026-03-01 00:00 | b        | block | overflow | cirrus   | 30
+        """
+    )
+    books = on_demand_books(
+        cost_books=a.prices(
+            "item | meter | unit_price\n large | uncached_input_tokens | 4_000_000", book="on-demand"
+        ),
+        capacity_steps=a.steps("unit_burn_per_minute | fee_per_month\n 100 | 4_464_000"),
+        burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
+    )
+    quarter = parse_period("2026-03-01..2026-03-01T00:15")
+    result = margin(rows, a.pool_usage(rows), books, quarter, "USD")
+    check(
+        summarise(result.lines, ["line", "customer"], books),
+        """
+        line  | customer | cost_pool | cost_on_demand | cost
+        usage | a        | 90        | 0              | 90
+        usage | b        | 10        | 120            | 130
+        idle  | -        | 1_400     | 0              | 1_400
+        """,
+    )
+    check(
+        result.capacity.utilization.head(1),
+        "contracted | burn | served | idle | spill\n 100 | 100 | 100 | 0 | 30",
+    )
+
+
+def test_a_flat_plan_earns_each_month_alike():
+    """$2,400 a year, $200 a month, cost $150 a month: +50 each month, not +2,250 in one and -150 in the others."""
+    rows = a.usage(
+        """
+        quarter_start    | output_tokens
+        2026-01-31 23:45 | 30_000_000
+        2026-02-01 00:00 | 30_000_000
+        """,
+        provider="cirrus",
+    )
+    books = on_demand_books(
+        fees=a.fees("amount_per_month\n 200"),
+        price_books=a.prices("item | meter | unit_price\n large | output_tokens | 0"),
+    )
+    for month in ("2026-01", "2026-02"):
+        result = margin(rows, POOL_USAGE.empty(), books, parse_period(month), "USD")
+        check(
+            summarise(result.lines, ["customer"], books),
+            "customer | fee | revenue | cost | margin | margin_ratio\n acme | 200 | 200 | 150 | 50 | 0.25",
+        )
+
+
+def test_margin_is_of_revenue_not_of_what_is_still_due():
+    """Charges 800, cost 600: 25 %, however much of it was paid ahead."""
+    rows = a.usage(
+        """
+        quarter_start    | counts_for      | uncached_input_tokens
+        2026-03-01 00:00 | charge_and_cost | 100_000_000
+        2026-03-01 00:00 | cost            | 500_000_000
+        """,
+        provider="cirrus",
+    )
+    books = on_demand_books(
+        price_books=a.prices("item | meter | unit_price\n large | uncached_input_tokens | 8")
+    )
+    result = margin(rows, POOL_USAGE.empty(), books, parse_period("2026-03-01"), "USD")
+    check(
+        summarise(result.lines, ["customer"], books),
+        "revenue | cost | margin | margin_ratio | breach\n 800 | 600 | 200 | 0.25 | no",
+    )
+
+
 def test_void_of_a_charge_takes_revenue_and_leaves_cost():
     rows = a.usage(
         """
@@ -64,6 +169,34 @@ def test_void_of_a_charge_takes_revenue_and_leaves_cost():
     check(
         summarise(result.lines, [], a.books()),
         "requests | billable_requests | charge | cost\n 1 | 0 | 0 | 0.02",
+    )
+
+
+def test_a_gap_that_was_taken_back_is_none():
+    """Of two charges without a price one is voided: 7 tokens stay open. The other customer's was the only one."""
+    rows = a.usage(
+        """
+        quarter_start    | customer | counts_for      | requests | output_tokens
+        2026-03-01 00:00 | acme     | charge_and_cost | 2        | 12
+        2026-03-01 00:00 | acme     | charge          | -1       | -5
+        2026-03-01 00:00 | globex   | charge_and_cost | 1        | 5
+        2026-03-01 00:00 | globex   | charge          | -1       | -5
+        """,
+        provider="cirrus",
+        product="preview",
+    )
+    result = margin(rows, POOL_USAGE.empty(), on_demand_books(), parse_period("2026-03-01"), "USD")
+    check(
+        result.unrated,
+        "side | reason | customer | meter | quantity\n charge | no_price | acme | output_tokens | 7",
+    )
+    check(
+        summarise(result.lines, ["customer"], a.books()),
+        """
+        customer | requests | billable_requests | charge | cost     | charge_unrated
+        acme     | 2        | 1                 | 0      | 0.00006  | yes
+        globex   | 1        | 0                 | 0      | 0.000025 | no
+        """,
     )
 
 
@@ -274,6 +407,41 @@ def test_another_currency_is_unrated_not_one_to_one():
         idle  | 0       | 0    | no             | yes          | USD
         """,
     )
+
+
+def test_nothing_is_nothing_in_every_currency():
+    rows = a.usage("quarter_start | uncached_input_tokens\n 2026-03-01 00:00 | 60", provider="cirrus")
+    free = a.prices("item | meter | unit_price\n large | uncached_input_tokens | 0", currency="EUR")
+    books = on_demand_books(price_books=free, fees=a.fees("amount_per_month | currency\n 0 | EUR"))
+    result = margin(rows, POOL_USAGE.empty(), books, parse_period("2026-03-01"), "USD")
+    assert result.unrated.is_empty()
+    check(
+        summarise(result.lines, ["line"], books),
+        "line | revenue | cost | charge_unrated\n usage | 0 | 0.00006 | no\n fee | 0 | 0 | no",
+    )
+
+
+def test_what_begins_after_the_cut_does_not_judge_what_came_before():
+    """Paying from noon on: a period until noon is of a trial, which has no breach; a quarter hour more is."""
+    customers = read(
+        """
+        customer | effective_from   | effective_until  | kind
+        acme     | 2026-01-01       | 2026-03-01 12:00 | trial
+        acme     | 2026-03-01 12:00 | -                | paying
+        """,
+        CUSTOMERS,
+        name="Acme",
+        segment="s",
+    )
+    rows = a.usage(
+        "quarter_start | counts_for | output_tokens\n 2026-03-01 06:00 | cost | 1_000_000", provider="cirrus"
+    )
+    books = on_demand_books(customers=customers)
+    for until, kind, breach in (("12:14", "trial", "no"), ("12:15", "paying", "yes")):
+        cut = parse_period("2026-03").cut_at(instant(f"2026-03-01 {until}"))
+        lines = margin(rows, POOL_USAGE.empty(), books, cut, "USD").lines
+        found = summarise(lines, ["customer"], books, cut.until)
+        check(found, f"customer | kind | revenue | cost | breach\n acme | {kind} | 0 | 5 | {breach}")
 
 
 def test_a_customer_that_starts_paying_is_two_kinds():

@@ -5,9 +5,9 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from metering.core.rating import charges, rate
+from metering.core.rating import charges, on_demand_costs, rate
 from metering.errors import BadInput
-from metering.frames import SUM, Frame
+from metering.frames import MODELS, SUM, Frame
 from metering.results import RATE_KEY
 from tests.core import example_books as a
 from tests.text_tables import check, read
@@ -178,6 +178,75 @@ def test_accelerator_time_is_charged_only_where_the_book_prices_it():
     rated, unrated = charges(usage, a.books(price_books=book))
     check(rated, "product | meter | amount\n time | accelerator_ms | 9")
     assert unrated.is_empty()
+
+
+def test_time_without_a_price_is_unrated_where_it_is_what_was_sold():
+    """`time` is sold by the millisecond until March 2; `large` never is, so its time is not asked for."""
+    usage = a.usage(
+        """
+        quarter_start    | customer | product | output_tokens | accelerator_ms
+        2026-03-01 23:45 | acme     | time    | 0             | 9
+        2026-03-02 00:00 | acme     | time    | 0             | 9
+        2026-03-02 00:00 | acme     | large   | 5             | 9
+        2026-03-02 00:00 | mystery  | time    | 0             | 9
+        2026-03-02 00:00 | mystery  | large   | 5             | 9
+        """
+    )
+    book = a.prices(
+        """
+        item  | meter          | effective_until | unit_price
+        large | output_tokens  | -               | 1_000_000
+        time  | accelerator_ms | 2026-03-02      | 1_000_000
+        """
+    )
+    rated, unrated = charges(usage, a.books(price_books=book))
+    check(rated, "product | meter | amount\n time | accelerator_ms | 9\n large | output_tokens | 5")
+    check(
+        unrated,
+        """
+        customer | product | meter          | quantity | reason
+        acme     | time    | accelerator_ms | 9        | no_price
+        mystery  | time    | accelerator_ms | 9        | unknown_customer
+        mystery  | large   | output_tokens  | 5        | unknown_customer
+        """,
+    )
+
+
+def test_time_without_a_cost_is_unrated_unless_the_supplier_bills_tokens_alone():
+    usage = a.usage(
+        """
+        quarter_start    | model_served | accelerator_ms
+        2026-03-01 23:45 | by-time      | 9
+        2026-03-02 00:00 | by-time      | 9
+        2026-03-02 00:00 | by-token     | 9
+        2026-03-02 00:00 | not-in-book  | 9
+        """,
+        provider="cirrus",
+    )
+    models = read(
+        "model | provider\n by-time | cirrus\n by-token | cirrus\n not-in-book | cirrus",
+        MODELS,
+        name="m",
+        cost_book="on-demand",
+    )
+    book = a.prices(
+        """
+        item     | meter          | effective_until | unit_price
+        by-time  | accelerator_ms | 2026-03-02      | 1_000_000
+        by-token | output_tokens  | -               | 1_000_000
+        """,
+        book="on-demand",
+    )
+    rated, unrated = on_demand_costs(usage, a.books(models=models, cost_books=book))
+    check(rated, "quarter_start | model_served | amount\n 2026-03-01 23:45 | by-time | 9")
+    check(
+        unrated,
+        """
+        quarter_start    | model_served | reason
+        2026-03-02 00:00 | by-time      | no_cost
+        2026-03-02 00:00 | not-in-book  | no_cost
+        """,
+    )
 
 
 def test_lines_keep_what_passes_through():

@@ -137,6 +137,7 @@ def margin(
     """(lines by key, unrated by key -> [quantity, quanta]) of a period."""
     lines: dict[tuple[Any, ...], Row] = defaultdict(lambda: defaultdict(int))
     unrated: dict[tuple[Any, ...], list[int | None]] = defaultdict(lambda: [None, None])
+    open_: dict[tuple[Any, ...], int] = defaultdict(int)
 
     def who(customer: str | None, at: datetime) -> tuple[str | None, str | None]:
         if customer is None:
@@ -144,16 +145,22 @@ def margin(
         found = books.in_force("customers", at, customer=customer)
         return (found["kind"], found["segment"]) if found else ("unknown", "unknown")
 
-    def line(at: datetime, kind: str, row: Row) -> Row:
+    def line_key(at: datetime, kind: str, row: Row) -> tuple[Any, ...]:
         names = ("product", "tier_sold", "provider", "model_served", "pool")
         customer = row.get("customer")
-        return lines[(at.date(), kind, customer, *who(customer, at), *(row.get(name) for name in names))]
+        return (at.date(), kind, customer, *who(customer, at), *(row.get(name) for name in names))
 
-    def miss(at: datetime, side: str, reason: str, row: Row, meter: str | None, **known: Any) -> None:
+    def line(at: datetime, kind: str, row: Row) -> Row:
+        return lines[line_key(at, kind, row)]
+
+    def miss(
+        at: datetime, side: str, reason: str, row: Row, meter: str | None, kind: str = "usage", **known: Any
+    ) -> None:
         names = (*DIMENSIONS[:9], "context_breakpoint")
-        cells = unrated[
-            (at.date(), side, reason, *(row.get(name) for name in names), meter, known.get("currency"))
-        ]
+        key = (at.date(), side, reason, *(row.get(name) for name in names), meter, known.get("currency"))
+        cells = unrated[key]
+        if side != "capacity":
+            open_[line_key(at, kind, row), side, key] += known.get("quantity", 0) + known.get("quanta", 0)
         for place, name in enumerate(("quantity", "quanta")):
             if name in known:
                 cells[place] = (cells[place] or 0) + known[name]
@@ -162,11 +169,10 @@ def margin(
         at: datetime, kind: str, row: Row, side: str, column: str, amount: int, its_currency: str
     ) -> None:
         target = line(at, kind, row)
-        if its_currency == currency:
+        if its_currency == currency or amount == 0:
             target[column] += amount
         else:
-            target["cost_unrated" if side == "cost" else "charge_unrated"] = 1
-            miss(at, side, "no_exchange_rate", row, None, quanta=amount, currency=its_currency)
+            miss(at, side, "no_exchange_rate", row, None, kind, quanta=amount, currency=its_currency)
 
     def priced(at: datetime, row: Row, side: str, column: str, frame: str, missing: str, **by: Any) -> None:
         for meter in METERS:
@@ -184,7 +190,6 @@ def margin(
                     money(at, "usage", row, side, column, quanta(amount), price["currency"])
                 elif not quiet(frame, meter, by):
                     named = any(p["book"] == by["book"] for p in books.frames[frame])
-                    line(at, "usage", row)["cost_unrated" if side == "cost" else "charge_unrated"] = 1
                     miss(
                         at,
                         side,
@@ -199,9 +204,12 @@ def margin(
     def quiet(frame: str, meter: str, by: Row) -> bool:
         if meter != "accelerator_ms":
             return False
-        return frame == "price_books" or any(
-            all(p[name] == by[name] for name in ("book", "item", "tier")) for p in books.frames[frame]
-        )
+        rows = books.frames[frame]
+        if frame == "price_books":
+            same = [row for row in rows if row["book"] == by["book"]] or rows
+            return not any((row["item"], row["meter"]) == (by["item"], meter) for row in same)
+        same = [row for row in rows if all(row[name] == by[name] for name in ("book", "item", "tier"))]
+        return bool(same) and all(row["meter"] != meter for row in same)
 
     merged: dict[tuple[Any, ...], Row] = {}
     for row in usage:
@@ -236,9 +244,8 @@ def margin(
                     tier=row["tier_sold"],
                 )
             else:
-                for meter in TOKENS:
-                    if row[meter]:
-                        target["charge_unrated"] = 1
+                for meter in METERS:
+                    if row[meter] and not quiet("price_books", meter, {"book": "", "item": row["product"]}):
                         reason = "no_contract" if known else "unknown_customer"
                         miss(at, "charge", reason, row, meter, quantity=row[meter])
         if counted in ("charge_and_cost", "cost") and row["ran_on"] in ("overflow", "on_demand"):
@@ -265,12 +272,10 @@ def margin(
             else:
                 for meter in METERS:
                     if row[meter]:
-                        target["cost_unrated"] = 1
                         miss(at, "cost", "no_cost_book", row, meter, quantity=row[meter])
         if counted in ("charge_and_cost", "cost") and row["ran_on"] == "pool":
             burn, missing, known_pool = burn_of(row, at, books)
             for meter in missing:
-                target["cost_unrated"] = 1
                 reason = "no_weight" if known_pool else "unknown_pool"
                 miss(at, "cost", reason, row, meter, quantity=row[meter])
             for dimension, amount in burn.items():
@@ -326,6 +331,9 @@ def margin(
                 for place, (_, amount, row) in enumerate(ranked):
                     part = served * amount // total + (1 if place < left else 0)
                     money(at, "usage", row, "cost", "cost_pool", part, step["currency"])
+    for (key, side, _), left in open_.items():
+        if left:
+            lines[key]["cost_unrated" if side == "cost" else "charge_unrated"] = 1
     return lines, unrated
 
 
