@@ -16,8 +16,10 @@ from typing import Any, Final
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
-from sqlalchemy import text
+from rich.text import Text
+from sqlalchemy import text as sql
 
+from metering.delivery.tables import printable
 from metering.errors import BadInput, MeteringError
 from metering.periods import parse_period
 from metering.settings import Settings, read_settings
@@ -177,7 +179,7 @@ def _events(demo: Demo) -> str:
     told.write_text(json.dumps(vars(expected)))
     return (
         f"{expected.lines:,} events were read exactly once in {ingested:.1f} s, the start of {WORKERS} processes included: "
-        f"{expected.lines / ingested:,.0f} events/s; folded in {folded:.1f} s. `make bench` measures it properly."
+        f"{expected.lines / ingested:,.0f} events/s;\nfolded in {folded:.1f} s. `make bench` measures it properly."
     )
 
 
@@ -199,7 +201,7 @@ def _identity(demo: Demo, expected: Expectation) -> None:
     """Print that nothing was lost, by the ledger's own count and by the generator's."""
     with postgres.reading(demo.settings) as connection:
         row = connection.execute(
-            text(
+            sql(
                 f"SELECT {', '.join(f'coalesce(sum({name}), 0)::bigint' for name in _OUTCOMES)} FROM ingest_batches"
             )
         ).one()
@@ -260,31 +262,60 @@ def _money(amount: Decimal) -> str:
     return f"{amount:,.2f}"
 
 
+def _whole(burn: Decimal) -> str:
+    return f"{burn:,.0f}"
+
+
 def _capacity(demo: Demo) -> None:
     demo.chapter("How full was the contracted capacity, and what stood idle or spilled?")
     demo.report("report", "capacity", "--period", str(demo.day))
+    with postgres.reading(demo.settings) as connection:
+        found = reports.capacity_report(connection, demo.settings, parse_period(str(demo.day))).by()
+    for row in found.rows.iter_rows(named=True):
+        spilled = (
+            f"{_whole(row['spill'])} burn units spilled to on-demand" if row["spill"] else "nothing spilled"
+        )
+        demo.console.print(
+            f"[bold]{row['pool']}[/] was full in {row['minutes_at_limit']:,} of {row['minutes']:,} minutes, and "
+            f"{spilled}; all the same {_money(row['idle_cost'])} of {_money(row['recognised_cost'])} "
+            f"{row['currency']} stood idle.",
+            highlight=False,
+        )
 
 
 def _refused(demo: Demo) -> None:
     demo.chapter("What was rejected, and what has no price?")
-    table = Table("rejected as", "events", "for example", box=None, header_style="bold")
+    table = Table(
+        "rejected as", "events", "for example", box=None, header_style="bold", width=demo.console.width
+    )
     table.columns[1].justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+    table.columns[2].ratio = 1
     with postgres.reading(demo.settings) as connection:
         for row in connection.execute(
-            text(
+            sql(
                 "SELECT code, count(*) AS events, min(detail) AS detail FROM rejects GROUP BY code ORDER BY 2 DESC, 1"
             )
         ):
-            table.add_row(row.code, f"{row.events:,}", row.detail[:90])
+            table.add_row(row.code, f"{row.events:,}", Text(printable(row.detail)))
+    demo.console.print("Each is kept with its bytes, its place in Kafka and what would be right:")
     demo.console.print(table)
-    demo.report("report", "unrated", "--period", str(demo.day), "--by", "reason,customer,product")
+    demo.console.print(
+        "\nWhat has no price is accepted, and a line of its own, never zero. Once the catalog has the price, "
+        "the same report has the charge:"
+    )
+    demo.report("report", "unrated", "--period", str(demo.day), "--by", "side,reason,product")
 
 
 def _alert(demo: Demo) -> None:
     demo.chapter("What the on-call channel was told")
+    before = len(slack.read_messages(demo.folder))
     demo.run("work", "evaluate", "--until-idle")
     demo.run("work", "deliver", "--until-idle")
     messages = slack.read_messages(demo.folder)
+    if messages and len(messages) == before:
+        demo.console.print("Nothing new: an alert is told once, and this one is open since it was told.")
     for message in messages[-2:]:
         demo.console.print(slack.panel(message))
     if not messages:
@@ -299,8 +330,20 @@ def _export(demo: Demo) -> None:
         int(name) for folder in at.iterdir() if (name := folder.name.removeprefix(f"{demo.day}-")).isdigit()
     ]
     folder = at / f"{demo.day}-{max(taken, default=0) + 1}"
-    for name in demo.run("export", _shown(folder), "--period", str(demo.day)).split():
-        demo.console.print(f"  {name}", highlight=False)
+    demo.run("export", _shown(folder), "--period", str(demo.day))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    table = Table("file", "rows", "bytes", "SHA-256", box=None, header_style="bold")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for entry in manifest["files"]:
+        table.add_row(
+            entry["file"], f"{entry['rows']:,}", f"{entry['bytes']:,}", f"{entry['sha256'][:16]}..."
+        )
+    demo.console.print(table, highlight=False)
+    demo.console.print(
+        f"All of {_shown(folder)}, as of watermark {manifest['watermark_id']}; manifest.json has the whole sums and "
+        f"the chain heads. Exported again as of {manifest['watermark_id']}, they are the same bytes.",
+        highlight=False,
+    )
 
 
 def now() -> datetime:

@@ -1,6 +1,7 @@
 """Files of reports: what each format says exactly, the same bytes again, and never half a file."""
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -242,7 +243,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     [
         ("another watermark", r"holds an export of 2026-11 as of watermark 6, and margin.csv would differ"),
         ("a file more", r"also holds notes.txt, which is not part of this export"),
-        ("other files", r"holds files that are not this export, and margin.csv would differ"),
+        ("other files", r"holds files that are not this export, and no margin.csv"),
         ("a file", r"is a file; give a folder that does not exist yet"),
     ],
 )
@@ -290,6 +291,14 @@ def test_a_full_disk_leaves_no_half_file_and_names_it(tmp_path: Path, form: str)
     assert ended.stdout.startswith(f"cannot write {named}: File too large; ")
     assert "MiB were free" in ended.stdout
     assert list(tmp_path.iterdir()) == [], "neither a final nor a partial file is left"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_a_disk_without_any_room_is_told_by_its_number(form: str) -> None:
+    with pytest.raises(OSError, match="No space left on device") as told:
+        WRITERS[form](report(), Path("/dev/full"))
+    assert told.value.errno == errno.ENOSPC
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -97,12 +97,26 @@ def test_a_bad_line_of_a_file_stops_it_before_anything_is_sent(
     assert b"[1]" in values(arrived())
 
 
+def test_a_line_larger_than_a_record_is_named(
+    kafka_settings: Settings, arrived: Callable[[], list[Any]], tmp_path: Path
+) -> None:
+    file = tmp_path / "events.ndjson"
+    file.write_bytes(b'{"id": 1}\n{"id": "' + b"x" * kafka_settings.record_bytes_max + b'"}')
+    with pytest.raises(
+        BadInput, match=r"events.ndjson: line 2 has 4,194,314 bytes.*METERING_RECORD_BYTES_MAX"
+    ):
+        send(kafka_settings, str(file))
+    assert arrived() == []
+
+
 def test_standard_input_is_sent_up_to_a_bad_line(
     kafka_settings: Settings, arrived: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = io.BytesIO(b"\n".join([*event_lines(15), b"oops", *event_lines(1)]))
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=given))
-    with pytest.raises(BadInput, match=r"-: line 16 is not a JSON object.*the 15 events before it were sent"):
+    with pytest.raises(
+        BadInput, match=r"standard input: line 16 is not a JSON object.*events sent before it: 15"
+    ):
         send(kafka_settings, "-", events_per_record=10)
     assert values(arrived()) == sorted(event_lines(15))
 

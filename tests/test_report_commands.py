@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 import pytest
@@ -20,6 +21,7 @@ from metering.errors import BadInput, MeteringError, Unavailable, WrongWorld
 from metering.settings import Settings
 from metering.store.books import append_revision, read_catalog
 from metering.store.postgres import connect, reading
+from metering.store.schema import upgrade
 from tests.ledger_builder import Event, Ledger
 from workers.fold import pin
 from workers.now import now_report
@@ -419,6 +421,36 @@ def test_now_without_kafka_shows_everything_else(
     assert found["positions"][0]["lag"] is None
 
 
+def test_now_says_that_a_topic_was_made_again(
+    ledger: Ledger, settings: Settings, environment: dict[str, str]
+) -> None:
+    """The ledger's positions are of a topic of this name with another UUID."""
+    ledger.execute("UPDATE stream_positions SET topic = %s", settings.kafka_topic)
+    found = page(settings)
+    assert found["kafka"]["state"] == "bad"
+    assert f"topic {settings.kafka_topic} was deleted and made again" in str(found["kafka"]["problem"])
+    positions = cast("list[dict[str, object]]", found["positions"])
+    assert {row["end_offset"] for row in positions} == {None}
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_now_on_a_narrow_screen_leaves_whole_columns_out(
+    ledger: Ledger, settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = run("report", "now").stdout
+    assert max(map(len, text.splitlines())) <= width
+    assert "lag (records)" in text
+    assert "…" not in text.split("positions\n")[1].split("events by outcome")[0]
+
+
+def test_an_export_that_cannot_be_pins_nothing(ledger: Ledger, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    error = run("export", str(tmp_path), *PERIOD, fails=True).exception
+    assert "holds files that are not this export; give a folder that does not exist yet" in str(error)
+    assert ledger.execute("SELECT count(*) FROM watermarks") == [(0,)]
+
+
 def test_now_fits_a_screen(ledger: Ledger, settings: Settings, run: Run) -> None:
     pinned(settings)
     text = run("report", "now").stdout
@@ -426,6 +458,12 @@ def test_now_fits_a_screen(ledger: Ledger, settings: Settings, run: Run) -> None
     assert "received" in text
     assert max(map(len, text.splitlines())) <= 160
     assert json.loads(run("report", "now", "--format", "json").stdout)["report"] == "now"
+
+
+def test_a_database_of_a_newer_program_is_not_migrated(ledger: Ledger, settings: Settings) -> None:
+    ledger.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(WrongWorld, match="at migration 9999, newer than this program knows"):
+        upgrade(settings)
 
 
 def test_an_error_has_its_exit_code(run: Run, settings: Settings) -> None:

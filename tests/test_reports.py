@@ -83,13 +83,41 @@ Margin by customer
  customer         kind         USD        USD             USD   USD     USD  of revenue  of revenue  breach  unrated
  ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  mystery-co       unknown     0.00       0.00            2.50  2.50   -2.50           -           -  no      yes
- (idle capacity)  -           0.00       0.86            0.00  0.86   -0.86           -           -  no      no
  acme             paying      3.30      <0.01            0.50  0.50    2.80      84.8 %      20.0 %  no      yes
+ (idle capacity)  -           0.00       0.86            0.00  0.86   -0.86           -           -  no      no
  total                        3.30       0.86            3.00  3.86   -0.56     -17.1 %                      yes
-7 columns need a wider terminal: segment, name, total_output_tokens, total_input_tokens, fee, charge, requests
+7 more in files or on a wider terminal: name, segment, requests, total_input_tokens, total_output_tokens, charge, fee
 unrated, not in these figures: charge no_price 7 tokens (acme); charge unknown_customer 500,000 tokens (mystery-co);
 see `metering report unrated`"""
     )
+
+
+@pytest.mark.parametrize(
+    ("by", "first_columns"),
+    [
+        ("segment", ["unknown", "startup", "(idle capacity)"]),
+        ("kind", ["unknown", "paying", "(idle capacity)"]),
+        ("product", ["preview", "large", "(fees, idle)"]),
+        ("line", ["usage", "idle"]),
+        ("customer,line", ["mystery-co", "acme", "(idle capacity)"]),
+    ],
+)
+def test_idle_capacity_stands_last_and_says_so(
+    by: str, first_columns: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(made().by(by), 160, monkeypatch)
+    body = text[text.rindex("───") :].splitlines()[1:]
+    told = [line.strip().split("  ")[0] for line in body]
+    assert told[: told.index("total")] == first_columns
+
+
+def test_days_keep_their_order_with_idle_capacity_at_the_end_of_each() -> None:
+    report = made("2026-11-20..2026-11-22").by("day,customer")
+    assert report.shown is not None
+    assert [(row[0].day, row[1]) for row in report.shown.select("day", "customer").rows()] == [
+        (20, None), (21, "acme"), (21, "mystery-co"), (21, None),
+    ]  # fmt: skip
+    assert report.shown.sort(report.shown.columns).equals(report.rows.sort(report.rows.columns))
 
 
 def test_margin_by_day_ties_to_the_whole_to_the_last_digit() -> None:
@@ -143,9 +171,9 @@ Capacity by pool, dimension
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  block       3,000         100       2,900          40          60         3.3 %  ▍░░░░░░░░░         1  0.02       0.02
  total                                                                                                  0.02       0.02
-18 columns need a wider terminal: pool_minutes_at_limit, burn, available, unit, mean_ratio, carved_out, undelivered,
-served_of_contracted_ratio, minutes, minutes_at_limit_15m, minutes_at_limit_5m, longest_run_at_limit_minutes, p99_ratio,
-p50_ratio, served_cost, max_ratio, p95_ratio, dimension"""
+18 more in files or on a wider terminal: dimension, unit, minutes, undelivered, carved_out, available, burn,
+served_of_contracted_ratio, mean_ratio, p50_ratio, p95_ratio, p99_ratio, max_ratio, minutes_at_limit_5m,
+minutes_at_limit_15m, longest_run_at_limit_minutes, pool_minutes_at_limit, served_cost"""
     )
 
 

@@ -39,6 +39,7 @@ _CUSTOMERS: Final = (
     ("trace-04", 95),
     ("trace-05", 100),
 )
+_WANTED: Final = "the CSV of an Azure trace, such as AzureLLMInferenceTrace_conv.csv"
 _TIME = re.compile(r"((?:19[7-9]\d|[2-9]\d{3})-\d{2}-\d{2}) (\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?")
 _COUNT = re.compile(r"\d{1,10}")
 _UNCHANGING: Final = {
@@ -72,10 +73,10 @@ def import_trace(
     """
     if trace not in TRACES:
         raise BadInput(f"--trace {trace}: give one of {', '.join(TRACES)}")
-    with opened(path) as lines:
+    with opened(path, _WANTED) as lines:
         for _ in trace_events(lines, path, trace=trace, limit=limit):
             pass
-    with opened(path) as lines:
+    with opened(path, _WANTED) as lines:
         events = trace_events(lines, path, trace=trace, limit=limit)
         return send_lines(
             settings, events, path, events_per_record=events_per_record, raw=True, progress=progress

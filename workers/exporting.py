@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from metering.delivery.exports import Exported, export
+from metering.delivery.exports import Exported, export, refuse_unless_empty
 from metering.delivery.report import Provenance
 from metering.periods import Period
 from metering.settings import Settings
@@ -31,8 +31,11 @@ def export_period(settings: Settings, folder: Path, period: Period, as_of: int |
     """Write the reports of a period as of a watermark (None: pin one first) into `folder`.
 
     Two exports of a period at one watermark, by one program version, are the same bytes. If the process dies
-    in the middle, the watermark stays pinned and `folder` is untouched.
+    in the middle, the watermark stays pinned and `folder` is untouched. BadInput, before anything is pinned,
+    for a `folder` that an export as of a new watermark cannot be.
     """
+    if as_of is None:
+        refuse_unless_empty(folder)
     with database_errors():
         if as_of is None:
             with connect(settings, "fold") as connection:

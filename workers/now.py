@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import polars as pl
 from sqlalchemy import Connection
@@ -22,7 +23,7 @@ from metering.store.books import read_books
 from metering.store.postgres import address, reading
 from metering.store.rollups import read_pool_usage, read_usage
 from metering.store.watermarks import HeldBack, Knowledge, holding_back, read_knowledge
-from metering.stream.topics import end_offsets
+from metering.stream.topics import Admin
 from workers.loop import database_errors
 
 HOUR: Final = timedelta(hours=1)
@@ -34,6 +35,10 @@ _FOLD_BAD: Final = timedelta(minutes=2)
 _OUTBOX_BAD: Final = timedelta(minutes=5)
 #: What is shown of a list on a page of one screen; --format json has all of it.
 _ROWS_MAX: Final = 8
+
+
+#: Per topic (its UUID) and partition: the offset after its last committed record.
+Ends = Mapping[tuple[UUID, int], int]
 
 
 def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
@@ -76,14 +81,14 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
             "positions",
             "no partition has a position: run `metering init`",
             [_position(intake, ends) for intake in intakes],
-            ("kind", "text", "intake", ""),
+            ("kind", "text", "intake", "", 4),
             ("topic", "text", "topic", ""),
             ("partition", "count", "partition", ""),
-            ("next_offset", "count", "next offset", ""),
+            ("next_offset", "count", "next offset", "", 2),
             ("end_offset", "count", "end offset", ""),
             ("lag", "count", "lag", "records"),
             ("seen_until", "instant", "seen until", ""),
-            ("owner", "text", "owner", ""),
+            ("owner", "text", "owner", "", 3),
         ),
         _section(
             "outcomes",
@@ -107,7 +112,7 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
                 "pool", "dimension", "served_of_available_ratio", "max_ratio", "minutes_at_limit"
             ).to_dicts(),
             ("pool", "text", "pool", ""),
-            ("dimension", "text", "dimension", ""),
+            ("dimension", "text", "dimension", "", 1),
             ("served_of_available_ratio", "ratio", "used", "of available"),
             ("max_ratio", "ratio", "highest minute", ""),
             ("minutes_at_limit", "count", "at limit", "minutes"),
@@ -122,7 +127,7 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
             ("code", "text", "code", ""),
             ("source", "text", "source", ""),
             ("rejects", "count", "rejects", ""),
-            ("last_at", "instant", "last", ""),
+            ("last_at", "instant", "last", "", 1),
             ("last_detail", "text", "for example", ""),
         ),
         _section(
@@ -140,10 +145,12 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
     return NowPage(at, address(settings), settings.kafka_topic, facts, sections)
 
 
-def _ends(settings: Settings) -> tuple[Mapping[int, int], str | None]:
+def _ends(settings: Settings) -> tuple[Ends, str | None]:
     """End offsets, and what is wrong where there are none. Asked before the snapshot is taken."""
     try:
-        return end_offsets(settings), None
+        with Admin(settings) as admin:
+            topic = admin.get()
+            return {(topic.uuid, at): end for at, end in admin.offsets(topic).items()}, None
     except MeteringError as error:
         return {}, str(error)
 
@@ -153,32 +160,42 @@ def _section(
     title: str,
     empty: str,
     rows: Sequence[Mapping[str, Any]],
-    *columns: tuple[str, Kind, str, str],
+    *columns: tuple[str, Kind, str, str] | tuple[str, Kind, str, str, int],
     bars: tuple[str, ...] = (),
     bad: tuple[str, ...] = (),
 ) -> Section:
+    """Columns are name, kind, heading, unit and rank: a narrow screen leaves out the largest rank first."""
     return Section(
         name, title, tuple(Column(*column) for column in columns), rows, empty, bars, bad, _ROWS_MAX
     )
 
 
-def _position(intake: store.Intake, ends: Mapping[int, int]) -> dict[str, Any]:
-    end = ends.get(intake.partition) if intake.partition is not None else None
+def _position(intake: store.Intake, ends: Ends) -> dict[str, Any]:
+    at = intake.topic_uuid, intake.partition
+    end = None if at[0] is None or at[1] is None else ends.get((at[0], at[1]))
     lag = None if end is None else max(0, end - intake.next_offset)
     return {**asdict(intake), "end_offset": end, "lag": lag}
 
 
-def _stream(
-    settings: Settings, problem: str | None, intakes: Sequence[store.Intake], ends: Mapping[int, int]
-) -> Fact:
+def _stream(settings: Settings, problem: str | None, intakes: Sequence[store.Intake], ends: Ends) -> Fact:
     if problem is not None:
         return Fact("kafka", problem, "bad", {"lag": None, "problem": problem})
     lag = sum(_position(intake, ends)["lag"] or 0 for intake in intakes)
-    missing = sorted(set(ends) - {intake.partition for intake in intakes})
+    read = {(intake.topic_uuid, intake.partition) for intake in intakes}
+    missing = sorted(partition for uuid, partition in ends if (uuid, partition) not in read)
     if missing:
         says = f"partition {missing[0]} has no position, so nothing reads it: run `metering init`"
+        if len(missing) == len(ends) and settings.kafka_topic in {intake.topic for intake in intakes}:
+            says = (
+                f"topic {settings.kafka_topic} was deleted and made again, and nothing reads the new one: "
+                "`metering init` says what to do"
+            )
         return Fact("kafka", says, "bad", {"lag": lag, "problem": says})
-    unowned = [intake.partition for intake in intakes if intake.kind == "kafka" and intake.owner is None]
+    unowned = [
+        intake.partition
+        for intake in intakes
+        if (intake.topic_uuid, intake.partition) in ends and intake.owner is None
+    ]
     says = f"{lag:,} records of {settings.kafka_topic} are not read yet" if lag else "read to the end"
     if unowned:
         says += f"; no worker has ever claimed partition {', '.join(map(str, unowned))}"
@@ -220,7 +237,8 @@ def _folded(at: datetime, lag: store.FoldLag) -> Fact:
     waiting = at - lag.oldest_at
     state: State = "bad" if waiting > _FOLD_BAD else "watch" if waiting > _FOLD_WATCH else "good"
     says = (
-        f"{lag.batches:,} batches ({lag.events:,} events) wait, the oldest committed {ago(at, lag.oldest_at)}"
+        f"batches that wait: {lag.batches:,} ({lag.events:,} events), "
+        f"the oldest committed {ago(at, lag.oldest_at)}"
     )
     return Fact(
         "fold", says + ("; is `metering work fold` running?" if state == "bad" else ""), state, asdict(lag)
@@ -303,7 +321,7 @@ def _outbox(at: datetime, waiting: store.Outbox) -> Fact:
     says = "nothing waits"
     state: State = "good"
     if waiting.waiting and waiting.oldest_at is not None:
-        says = f"{waiting.waiting} messages wait, the oldest written {ago(at, waiting.oldest_at)}"
+        says = f"messages that wait: {waiting.waiting}, the oldest written {ago(at, waiting.oldest_at)}"
         says += f"; the last attempt said: {waiting.last_problem}" if waiting.last_problem else ""
         state = "bad" if at - waiting.oldest_at > _OUTBOX_BAD else "watch"
     if waiting.given_up:

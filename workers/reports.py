@@ -83,7 +83,7 @@ class MarginReport:
     @cached_property
     def summary(self) -> pl.DataFrame:
         """One row per customer (null: idle capacity), with floor and breach: results.margin_frame."""
-        return summarise(self.computed.lines, ["customer"], self.books)
+        return summarise(self.computed.lines, ["customer"], self.books, self.provenance.cut.until)
 
     @cached_property
     def capacity(self) -> "CapacityReport":
@@ -93,7 +93,7 @@ class MarginReport:
     def by(self, text: str | None = None, name: str = "margin") -> Report:
         """The margin by the columns of `--by` (default customer), with the company's total."""
         by = choose_by(text, MARGIN_BY, ("customer",), "margin")
-        rows = _with_token_totals(summarise(self.computed.lines, by, self.books))
+        rows = _with_token_totals(summarise(self.computed.lines, by, self.books, self.provenance.cut.until))
         total = _with_token_totals(summarise(self.computed.lines, [], self.books))
         described = [column for column in _WHO if column in rows.columns and column not in by]
         order = [*by, *described]
@@ -101,18 +101,23 @@ class MarginReport:
             *order,
             *(c.name for c in columns.MARGIN if c.name in rows.columns and c.name not in order),
         ]
-        shown_by = () if "day" in by or "margin" not in rows.columns else ("margin",)
+        rows = rows.select(declared)
+        # what the reader asked for is shown on any terminal
+        laid_out = tuple(
+            replace(column, rank=0) if column.name in by else column
+            for column in select(columns.MARGIN, declared)
+        )
         return Report(
             name=name,
             title=f"Margin by {', '.join(by)}",
-            columns=columns.in_currency(select(columns.MARGIN, declared), self.currency),
-            rows=rows.select(declared),
-            total=_as_total(total, rows.select(declared)),
+            columns=columns.in_currency(laid_out, self.currency),
+            rows=rows,
+            total=_as_total(total, rows),
             provenance=self.provenance,
             notes=tuple(unrated_notes(self.computed.unrated)),
             empty="no usage, fees or capacity in the complete part of the period",
-            shown_by=shown_by,
-            null_texts={"customer": "(idle capacity)", **dict.fromkeys(set(by) - {"customer"}, "(none)")},
+            shown=_as_shown(rows, by),
+            null_texts=_null_texts(by),
         )
 
     def usage(self) -> Report:
@@ -284,6 +289,24 @@ def _with_token_totals(rows: pl.DataFrame) -> pl.DataFrame:
         .cast(SUM)
         .alias("total_output_tokens"),
     )
+
+
+def _as_shown(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    """The order of a table: days in theirs, else the smallest margin first; idle capacity, nobody's, last."""
+    about = [name for name in by if name not in ("day", "line", "pool")]
+    idle = pl.all_horizontal(pl.col(about).is_null()) if about else pl.lit(False)
+    if "line" in by:
+        idle = pl.col("line") == "idle"
+    if "day" in by:
+        return rows.sort("day", idle, *(name for name in by if name != "day"), nulls_last=True)
+    return rows.sort(idle, "margin", *by, nulls_last=True)
+
+
+def _null_texts(by: Sequence[str]) -> dict[str, str]:
+    """What a table says where a row is about nobody or nothing: fees have no product, idle capacity no customer."""
+    who = {"customer", "kind", "segment"} & set(by)
+    texts = dict.fromkeys(by, "(none)" if who or "line" in by else "(fees, idle)")
+    return texts | dict.fromkeys(who, "(idle capacity)") | ({"pool": "(none)"} if "pool" in by else {})
 
 
 def _as_total(total: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

@@ -42,10 +42,10 @@ def send(
             settings, sys.stdin.buffer, STDIN, events_per_record=events_per_record, raw=raw, progress=progress
         )
     if not raw:
-        with opened(source) as lines:
-            for _ in checked(lines, source):
+        with opened(source, "a file of events, one a line") as lines:
+            for _ in checked(lines, source, settings.record_bytes_max):
                 pass
-    with opened(source) as lines:
+    with opened(source, "a file of events, one a line") as lines:
         return send_lines(
             settings, lines, source, events_per_record=events_per_record, raw=raw, progress=progress
         )
@@ -69,7 +69,7 @@ def send_lines(
     sent = 0
     failed: BadInput | None = None
     with Producer(settings) as producer:
-        events = filled(lines) if raw else checked(lines, name)
+        events = filled(lines) if raw else checked(lines, name, settings.record_bytes_max)
         records = in_records(events, events_per_record, settings.record_bytes_max)
         try:
             for record in records:
@@ -85,7 +85,7 @@ def send_lines(
             "send them again: an event that did arrive is recognised by its id and counted once"
         )
     if failed is not None:
-        raise BadInput(f"{failed}; the {receipt.acknowledged} events before it were sent")
+        raise BadInput(f"{failed}; events sent before it: {receipt.acknowledged:,}")
     return receipt.acknowledged
 
 
@@ -97,12 +97,18 @@ def filled(lines: Iterable[bytes]) -> Iterator[bytes]:
             yield stripped
 
 
-def checked(lines: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """The same; BadInput names the first line that is not a JSON object, after all before it were given."""
+def checked(lines: Iterable[bytes], name: str, bytes_max: int) -> Iterator[bytes]:
+    """The same; BadInput names the first line that is no JSON object or too large, after all before it were given."""
+    name = "standard input" if name == STDIN else name
     for number, line in enumerate(lines, start=1):
         stripped = line.strip(b" \t\r\n")
         if not stripped:
             continue
+        if len(stripped) > bytes_max:
+            raise BadInput(
+                f"{name}: line {number} has {len(stripped):,} bytes; a record holds at most {bytes_max:,} "
+                "(METERING_RECORD_BYTES_MAX), and an event much less: correct it"
+            )
         try:
             _object(stripped)
         except BAD_BYTES as error:
@@ -133,13 +139,11 @@ def in_records(events: Iterable[bytes], events_max: int, bytes_max: int) -> Iter
 
 
 @contextmanager
-def opened(path: str) -> Iterator[BinaryIO]:
-    """A file to read; BadInput names it and why it cannot be read."""
+def opened(path: str, wanted: str) -> Iterator[BinaryIO]:
+    """A file to read; BadInput names it, why it cannot be read, and what is `wanted` instead."""
     try:
         file = Path(path).open("rb")  # noqa: SIM115  # only the opening is guarded, not what the reader does
     except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be read: {error.strerror}; give a file of events, one a line"
-        ) from None
+        raise BadInput(f"{path}: cannot be read: {error.strerror}; give {wanted}") from None
     with file:
         yield file

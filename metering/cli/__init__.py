@@ -1,12 +1,16 @@
 """The `metering` command: one module per group of commands; heavy imports happen inside the commands."""
 
+import errno
 import sys
 from collections.abc import Sequence
 
 import typer
 
 from metering import __version__
-from metering.errors import MeteringError
+from metering.errors import MeteringError, WrongWorld
+
+#: What the system says of a full disk, a used-up quota and a file that may not grow.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="metering",
@@ -59,3 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # the reader of a pipe has seen enough
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        typer.echo(f"metering: cannot write: {error.strerror}; make room and run it again", err=True)
+        sys.exit(WrongWorld.exit_code)

@@ -104,6 +104,7 @@ def show(
     ] = None,
 ) -> None:
     """List the objects of the catalog as of a revision, and who applied it, when and why."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -127,7 +128,7 @@ def show(
         f"head {applied.head.hex()}"
     )
     console.print(Text(title))
-    table = Table("kind", "name", "written at", "revision", "ended")
+    table = Table("kind", "name", "written at", "revision", "ended", box=SIMPLE_HEAD, pad_edge=False)
     table.columns[3].justify = "right"
     for entry in (objects.entries[key] for key in sorted(objects.entries)):
         ended = "" if entry.ended_at is None else f"{entry.ended_at:%Y-%m-%d %H:%M}Z"

@@ -1,10 +1,15 @@
 """Commands that bring up and tend the ledger: init, partitions, stream, settings."""
 
+import os
 from datetime import date
+from typing import Final
 
 import typer
 
 from metering.errors import BadInput
+
+#: Variables that say where the sandbox keeps its data and its jars; not settings of the program.
+OF_THE_SANDBOX: Final = frozenset({"METERING_SANDBOX_DIR", "METERING_SANDBOX_CACHE"})
 
 partitions_app = typer.Typer(help="Days of the ledger.", no_args_is_help=True)
 stream_app = typer.Typer(
@@ -91,6 +96,10 @@ def show_settings() -> None:
     from metering.settings import Settings, settings
 
     now = settings()
+    known = {f"METERING_{name.upper()}" for name in Settings.model_fields} | OF_THE_SANDBOX
+    for name in sorted(os.environ):
+        if name.startswith("METERING_") and name not in known:
+            typer.echo(f"{name} is set, but is no setting: nothing reads it", err=True)
     console = Console()
     if not console.is_terminal:
         for name, field in Settings.model_fields.items():

@@ -2,9 +2,9 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,7 +33,6 @@ PARQUET_TYPES: Final[dict[Kind, pl.DataType | type[pl.DataType]]] = {
     "flag": pl.Boolean,
 }
 _ANOTHER: Final = "give a folder that does not exist yet"
-_FULL: Final = re.compile(r"os error (\d+)")
 
 
 def typed(report: Report, frame: pl.DataFrame) -> pl.DataFrame:
@@ -56,14 +55,17 @@ def _plain(report: Report, frame: pl.DataFrame) -> pl.DataFrame:
 
 def write_csv(report: Report, path: Path) -> None:
     """Rows only, one header line, comma, LF, UTF-8; null is an empty field, an empty text is `""`."""
-    _plain(report, report.rows).write_csv(path, line_terminator="\n", quote_style="necessary")
+    path.write_bytes(to_text(report, "csv").encode())
 
 
 def write_parquet(report: Report, path: Path) -> None:
     """Rows only, zstd, with every setting fixed: the same rows give the same bytes."""
+    # by way of memory: on a full disk polars says many things, and Python which error it is
+    file = io.BytesIO()
     typed(report, report.rows).write_parquet(
-        path, compression="zstd", compression_level=3, statistics=True, row_group_size=131_072
+        file, compression="zstd", compression_level=3, statistics=True, row_group_size=131_072
     )
+    path.write_bytes(file.getbuffer())
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -119,13 +121,10 @@ def _disk(name: str, folder: Path) -> Iterator[None]:
     """Turn what the disk says into an error that names the file and what is free."""
     try:
         yield
-    except (OSError, pl.exceptions.ComputeError) as error:
-        found = _FULL.search(str(error))
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and found is None:
+    except OSError as error:
+        if error.errno is None:
             raise
-        number = number if number is not None else int(found[1]) if found else 0
-        raise _disk_error(number, name, folder) from None
+        raise _disk_error(error.errno, name, folder) from None
 
 
 def _disk_error(number: int, name: str, folder: Path) -> MeteringError:
@@ -185,8 +184,7 @@ def export(folder: Path, reports: Sequence[Report], knowledge: dict[str, Any]) -
     that holds anything else is refused by name: an export is never overwritten.
     If the process dies in the middle, a hidden `.NAME.partial-PID` stays and `folder` is untouched.
     """
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file; {_ANOTHER}")
+    _refuse_file(folder)
     folder = folder.absolute()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
@@ -203,6 +201,18 @@ def export(folder: Path, reports: Sequence[Report], knowledge: dict[str, Any]) -
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(folder, names, already_there=False)
+
+
+def refuse_unless_empty(folder: Path) -> None:
+    """Raise BadInput where an export as of a new watermark cannot go, before anything is pinned or written."""
+    _refuse_file(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise BadInput(f"{folder} holds {_holding(folder)}; {_ANOTHER}")
+
+
+def _refuse_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file; {_ANOTHER}")
 
 
 def _write_all(
@@ -238,7 +248,9 @@ def _sum(path: Path) -> dict[str, Any]:
 def _refuse_unless_same(written: Path, folder: Path, names: Sequence[str]) -> None:
     present = {entry.name for entry in folder.iterdir()}
     for name in names:
-        if name not in present or _sum(folder / name) != _sum(written / name):
+        if name not in present:
+            raise BadInput(f"{folder} holds {_holding(folder)}, and no {name}; {_ANOTHER}")
+        if _sum(folder / name) != _sum(written / name):
             raise BadInput(f"{folder} holds {_holding(folder)}, and {name} would differ; {_ANOTHER}")
     if extra := sorted(present - set(names)):
         raise BadInput(f"{folder} also holds {extra[0]}, which is not part of this export; {_ANOTHER}")

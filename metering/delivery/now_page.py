@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
+from uuid import UUID
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -22,6 +23,11 @@ _DOTS: dict[State, tuple[str, str]] = {
     "watch": ("●", "yellow"),
     "bad": ("●", "bold red"),
 }
+
+
+#: Columns of a bar of use, and what a text that comes last has at least.
+_BAR: Final = 10
+_LAST_MIN: Final = 20
 
 
 @dataclass(frozen=True)
@@ -111,25 +117,41 @@ def render(page: NowPage, width: int) -> RenderableType:
 def _table(section: Section, width: int) -> Table:
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, padding=(0, 1), show_edge=False)
     rows = section.rows[: section.rows_max]
+    columns = list(section.columns)
+    cells = {one.name: [_cell(section, one, row[one.name]) for row in rows] for one in columns}
+    last = columns[-1]
+
+    def taken(column: Column) -> int:
+        wide = max(len(_heading(column)), *(text.cell_len for text in cells[column.name]))
+        if column is last and column.kind == "text":
+            wide = min(wide, _LAST_MIN)
+        return wide + 2 + (_BAR + 2 if column.name in section.bars else 0)
+
+    while sum(map(taken, columns)) - 2 > width and any(column.rank for column in columns):
+        columns.remove(max(reversed(columns), key=lambda column: column.rank))
+    # only what comes last may be cut at the edge of the screen
+    left = width - sum(taken(column) for column in columns if column is not last)
+    for text in cells[last.name]:
+        text.truncate(max(left, 10), overflow="ellipsis")
     parts: list[list[Text]] = []
-    left = width
-    for column in section.columns:
-        cells = [_cell(section, column, row[column.name]) for row in rows]
-        heading = f"{column.heading} ({column.unit})" if column.unit else column.heading
-        if column is section.columns[-1]:
-            # only what comes last may be cut at the edge of the screen
-            for text in cells:
-                text.truncate(max(left, 10), overflow="ellipsis")
-        left -= max(len(heading), *(text.cell_len for text in cells)) + 2
+    for column in columns:
         right = column.kind in RIGHT
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True, header_style="dim")
-        parts.append(cells)
+        table.add_column(
+            _heading(column), justify="right" if right else "left", no_wrap=True, header_style="dim"
+        )
+        parts.append(cells[column.name])
         if column.name in section.bars:
-            table.add_column("")
-            parts.append([Text("") if row[column.name] is None else bar(row[column.name]) for row in rows])
+            table.add_column("", no_wrap=True)
+            parts.append(
+                [Text("") if row[column.name] is None else bar(row[column.name], _BAR) for row in rows]
+            )
     for line in zip(*parts, strict=True):
         table.add_row(*line)
     return table
+
+
+def _heading(column: Column) -> str:
+    return f"{column.heading} ({column.unit})" if column.unit else column.heading
 
 
 def _cell(section: Section, column: Column, value: Any) -> Text:
@@ -165,6 +187,6 @@ def to_json(page: NowPage) -> str:
 def _plain(value: object) -> str:
     if isinstance(value, datetime):
         return instant(value)
-    if isinstance(value, date | Decimal):
+    if isinstance(value, date | Decimal | UUID):
         return str(value)
     raise TypeError(f"{type(value).__name__} has no JSON form here")

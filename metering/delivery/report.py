@@ -82,7 +82,8 @@ class Provenance:
 class Report:
     """Rows in the order of their key, zero or one total row of the same columns, and notes for the reader.
 
-    Tables alone show rows by `shown_by` where it is given, and `null_texts` in place of a null.
+    Tables alone show `shown`, the same rows in another order, where it is given, and `null_texts` in place
+    of a null.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Report:
     provenance: Provenance
     notes: tuple[str, ...] = ()
     empty: str = "no rows"
-    shown_by: tuple[str, ...] = ()
+    shown: pl.DataFrame | None = None
     null_texts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -160,24 +160,24 @@ def fit(report: Report, width: int | None, bars: Sequence[str] = ()) -> Fitted:
 
     A figure is never cut: a column is shown whole or not at all.
     """
-    rows = report.rows.sort(report.shown_by, nulls_last=True) if report.shown_by else report.rows
-    rows = rows.head(_ROWS_MAX)
+    rows = (report.rows if report.shown is None else report.shown).head(_ROWS_MAX)
     shown = [
         _lay(report, column, rows, first=position == 0, with_bar=column.name in bars)
         for position, column in enumerate(report.columns)
         if column.rank < 9 and not _nothing_in(column, report)
     ]
     probe = Console(width=_PROBE_WIDTH, no_color=True)
-    left_out: list[str] = []
+    left_out: set[str] = set()
     while True:
         needed = Measurement.get(probe, probe.options, _draw([one.widest() for one in shown], 0)).maximum
         droppable = [one for one in shown if one.column.rank]
         if width is None or needed <= width or not droppable:
-            return Fitted(_draw(shown, report.total.height), needed, tuple(left_out))
+            missing = tuple(column.name for column in report.columns if column.name in left_out)
+            return Fitted(_draw(shown, report.total.height), needed, missing)
         # the last of the largest rank goes first
         worst = max(reversed(droppable), key=lambda one: one.column.rank)
         shown.remove(worst)
-        left_out.append(worst.column.name)
+        left_out.add(worst.column.name)
 
 
 def _nothing_in(column: Column, report: Report) -> bool:
@@ -205,7 +205,7 @@ def render(report: Report, width: int | None, bars: Sequence[str] = ()) -> tuple
         if fitted.left_out:
             parts.append(
                 Text(
-                    f"{len(fitted.left_out)} columns need a wider terminal: {', '.join(fitted.left_out)}",
+                    f"{len(fitted.left_out)} more in files or on a wider terminal: {', '.join(fitted.left_out)}",
                     style="dim",
                 )
             )

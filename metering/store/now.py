@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 
@@ -13,6 +14,7 @@ class Intake:
 
     kind: str
     topic: str | None
+    topic_uuid: UUID | None
     partition: int | None
     next_offset: int
     seen_until: datetime | None
@@ -98,7 +100,7 @@ def intakes(connection: Connection) -> list[Intake]:
     """Every intake in use, Kafka's by topic and partition first."""
     rows = connection.execute(
         text(
-            "SELECT kind, topic, partition, next_offset, seen_until, owner FROM stream_positions "
+            "SELECT kind, topic, topic_uuid, partition, next_offset, seen_until, owner FROM stream_positions "
             "WHERE retired_at IS NULL ORDER BY kind <> 'kafka', topic, partition, intake_id"
         )
     )

@@ -6,6 +6,8 @@ from importlib.resources import files
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -29,10 +31,21 @@ def head() -> str:
 
 
 def upgrade(settings: Settings) -> None:
-    """Migrate the database of `settings` to `head()`. Safe to run again, and by two at once."""
+    """Migrate the database of `settings` to `head()`. Safe to run again, and by two at once.
+
+    Raises WrongWorld for a database that a newer program has migrated.
+    """
     config = _config()
     config.attributes["settings"] = settings
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        if not isinstance(error.__cause__, ResolutionError):
+            raise
+        raise WrongWorld(
+            f"the database is at migration {error.__cause__.argument}, newer than this program knows ({head()}); "
+            "upgrade the program"
+        ) from None
 
 
 def version(connection: Connection) -> str | None:
