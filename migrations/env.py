@@ -22,6 +22,8 @@ def run() -> None:
     """Migrate the database of the settings, or the connection handed over by `metering.store.schema`."""
     configured = context.config.attributes.get("settings") or settings()
     with postgres.connect(configured, role=None) as connection:
+        # for as long as a statement may last: the one before may have much to do
+        connection.exec_driver_sql("SET lock_timeout = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_lock({MIGRATION_LOCK})")
         roles.ensure_roles(connection, configured.role_prefix)
         connection.exec_driver_sql(f"SET ROLE {configured.role_prefix}owner")

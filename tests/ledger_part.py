@@ -1,5 +1,7 @@
 """A part of a batch without events, for tests of positions alone."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from metering.store.batch import Digests, Part, Refused
@@ -11,8 +13,8 @@ def empty_part(claim: Claim, *, next_offset: int) -> Part:
     """A part that moves a position and brings nothing."""
     none = np.empty(0, "S16")
 
-    def refused(row: int) -> Refused:
-        raise AssertionError(f"there is no row {row}")
+    def refused(rows: Sequence[int]) -> list[Refused]:
+        raise AssertionError(f"there are no rows {rows}")
 
     return Part(
         claim=claim,

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,9 +75,7 @@ class Batching:
             if contradictions.height:
                 code = pl.lit(RejectCode.COUNTS_CONTRADICT.value).alias("code")
                 rejects.append(refuse(raw, events=decoded.events, refused=contradictions.with_columns(code)))
-            events, stopped = self._brake.hold_back(events, self._names)
-            if stopped.height:
-                rejects.append(refuse(raw, events=decoded.events, refused=stopped))
+            # what the store refuses is not named in it either: a name may be what it refuses
             if refused is not None and events.height:
                 store_refused = events.select("record", "index").with_columns(
                     code=pl.lit(RejectCode.STORE_REFUSED.value),
@@ -86,6 +84,9 @@ class Batching:
                 )
                 rejects.append(refuse(raw, events=decoded.events, refused=store_refused))
                 events = events.clear()
+            events, stopped = self._brake.hold_back(events, self._names)
+            if stopped.height:
+                rejects.append(refuse(raw, events=decoded.events, refused=stopped))
             all_rejects = pl.concat(rejects).sort("record", "index")
             self._brake.count(events, all_rejects)
         return self._split(fetched, claims, ends, raw, events, all_rejects, decoded.unknown_fields)
@@ -116,12 +117,11 @@ class Batching:
             chosen = np.arange(low, high)
             places = events.slice(low, high - low).select("record", "index", "source", "event_id")
 
-            def cut(row: int, places: pl.DataFrame = places) -> Refused:
-                record, index, source, event_id = places.row(row)
+            def cut(chosen: Sequence[int], places: pl.DataFrame = places) -> list[Refused]:
                 pieces = refuse(
                     raw,
                     events=places,
-                    refused=places.slice(row, 1).select(
+                    refused=places[chosen].select(
                         "record",
                         "index",
                         code=pl.lit(RejectCode.STORE_REFUSED.value),
@@ -129,9 +129,16 @@ class Batching:
                         detail=pl.lit("conflict"),
                     ),
                 )
-                return Refused(records[record].offset, index, source, event_id, pieces["payload"][0])
+                return [
+                    Refused(records[record].offset, index, source, event_id, payload)
+                    for record, index, source, event_id, payload in pieces.select(
+                        "record", "index", "source", "event_id", "payload"
+                    )
+                    .sort("record", "index")
+                    .iter_rows()
+                ]
 
-            last = part.records[-1].appended_at if part.records else None
+            last = part.records[-1].appended_at if part.records and part.records[-1].stamped_by_log else None
             at_end = ends is not None and ends[1].get(part.partition) == part.next_offset
             seen = max(filter(None, (last, ends[0] if at_end and ends else None)), default=None)
             parts.append(
@@ -178,7 +185,7 @@ class Batching:
             "event_key": keys.keys,
             "request_key": request_keys(events["customer"], events["request_id"]),
             "occurred_at": events["occurred_at"].dt.timestamp("us").to_numpy(),
-            "digest": content_digests(events).to_numpy(),
+            "digest": content_digests(events, series).to_numpy(),
             "source_id": _mapped(events["source"], sources),
             "series_id": np.array([series_ids[digest] for digest in series.to_list()], np.int32),
             "project_id": _mapped(events["project"], projects),

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 import psycopg
 import structlog
+from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 
 from metering.errors import Fenced, WrongWorld
 from metering.events.laws import DecodeLimits
 from metering.settings import Settings
 from metering.store import positions, postgres, schema
-from metering.store.batch import Appended
+from metering.store.batch import Appended, Part
 from metering.store.ledger import Ledger
 from metering.store.names import Names
 from metering.store.positions import Claim
@@ -27,6 +28,7 @@ from workers.loop import Step, run
 
 _POLL_SECONDS: Final = 0.2
 _REPORT_SECONDS: Final = 5.0
+_LOCK_ATTEMPTS: Final = 3
 log = structlog.get_logger()
 
 
@@ -87,7 +89,10 @@ class Ingest:
         return False
 
     def idle(self) -> bool:
-        """True when every partition of the topic, whoever reads it, was confirmed as read to its end since we began."""
+        """True when every partition of the topic, whoever reads it, was confirmed as read to its end since we began.
+
+        A transaction that is open holds that back until it is decided.
+        """
         self._refresh()
         assert self._ends is not None
         rows = self._connection.execute(
@@ -128,6 +133,8 @@ class Ingest:
         topic = self._admin.get()
         if topic.uuid != self._topic.uuid:
             raise WrongWorld(positions.remade(topic.name, self._topic.uuid, topic.uuid))
+        # it may have been given more partitions
+        self._topic = topic
 
     def _read_limits(self) -> DecodeLimits:
         row = self._connection.execute("SELECT floor_at FROM ledger_floor").fetchone()
@@ -146,13 +153,21 @@ class Ingest:
     def _refresh(self) -> None:
         """Confirm idle partitions as read to their end, and read anew what other people may have changed."""
         fetched_at = datetime.now(UTC) - timedelta(seconds=self._settings.clock_skew_seconds)
-        self._ends = (fetched_at, self._admin.offsets(self._topic))
+        # a record of an open transaction was appended before now, and will be read later
+        self._ends = (fetched_at, self._admin.offsets(self._topic, undecided=True))
         self._limits = self._read_limits()
         self._brake.refresh()
-        for partition, held in self._held.items():
-            if held.claim.next_offset == self._ends[1].get(partition):
-                positions.seen(self._connection, held.claim, fetched_at)
+        for partition, held in list(self._held.items()):
+            at_end = held.claim.next_offset == self._ends[1].get(partition)
+            if at_end and not positions.seen(self._connection, held.claim, fetched_at):
+                log.warning("fenced", partitions=[partition])
+                self._let_go(partition)
         self._refreshed = time.monotonic()
+
+    def _let_go(self, partition: int) -> None:
+        """Forget a claim that no longer holds; the partition is claimed again, if it is still assigned."""
+        self._held.pop(partition, None)
+        self._consumer.release(partition)
 
     # ---- reading -----------------------------------------------------------------------------------------
 
@@ -231,14 +246,22 @@ class Ingest:
                 refused=refused,
             )
             with self.timings.of("write"):
-                appended = self._ledger.append(parts)
+                appended = self._written(parts)
         except Fenced as error:
             log.warning("fenced", error=str(error), partitions=[part.partition for part in fetched])
             for part in fetched:
-                self._held.pop(part.partition, None)
-                self._consumer.release(part.partition)
+                self._let_go(part.partition)
             return
         self._settle(fetched, appended)
+
+    def _written(self, parts: list[Part]) -> list[Appended]:
+        """Append; tried again where another worker stood in the way: nothing was written, the claims stand."""
+        for _ in range(_LOCK_ATTEMPTS - 1):
+            try:
+                return self._ledger.append(parts)
+            except (DeadlockDetected, SerializationFailure, LockNotAvailable) as error:
+                log.warning("tried again", error=str(error).splitlines()[0])
+        return self._ledger.append(parts)
 
     def _settle(self, fetched: list[Fetched], appended: list[Appended]) -> None:
         """Take the new claims over and tell the group, for its lag display only."""
@@ -284,6 +307,9 @@ def _halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | Non
 
 def _missing_partition(error: psycopg.Error) -> str:
     """Name the day whose partition is missing, from the key that found no place."""
+    table = error.diag.table_name
+    if table in ("rejects", "conflicts"):
+        return f"the table {table} has no partition for today; nothing was written. Run `metering init`"
     detail = error.diag.message_detail or str(error)
     key = detail.rsplit("(", 1)[-1].split(")")[0]
     try:

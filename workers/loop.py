@@ -21,7 +21,7 @@ from metering.settings import Settings
 Step = Callable[[], bool]
 
 #: SQLSTATE classes and codes after which memory is forgotten and the connection opened anew.
-_PASSING = ("08", "40", "53", "55P03", "57", "58")
+_PASSING = ("08", "25P03", "40", "53", "55P03", "57", "58")
 
 
 def configure_logging(settings: Settings) -> None:

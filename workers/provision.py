@@ -9,6 +9,7 @@ from metering.errors import BadInput
 from metering.settings import Settings
 from metering.store import partitions, positions, postgres, schema
 from metering.stream.topics import Admin
+from workers.loop import database_errors
 
 
 def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[str]:
@@ -16,7 +17,7 @@ def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[s
 
     Yields a line for each thing done. Safe to run again; if it dies in the middle a second run finishes.
     """
-    with Admin(settings) as admin:
+    with database_errors(), Admin(settings) as admin:
         schema.upgrade(settings)
         yield f"database {postgres.address(settings)}: at migration {schema.head()}"
         today = datetime.now(UTC).date()
@@ -52,7 +53,7 @@ def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[s
 
 def ensure_days(settings: Settings, first: date, until: date) -> list[date]:
     """Make the ledger's partitions of the days [first, until)."""
-    with postgres.connect(settings, "owner") as connection:
+    with database_errors(), postgres.connect(settings, "owner") as connection:
         schema.check_version(connection)
         connection.rollback()
         return partitions.ensure(connection, first, until)
@@ -60,7 +61,11 @@ def ensure_days(settings: Settings, first: date, until: date) -> list[date]:
 
 def adopt_topic(settings: Settings, reason: str) -> Iterator[str]:
     """Begin with the topic as it is now in place of the one whose positions are stored."""
-    with Admin(settings) as admin, postgres.connect(settings, "operator") as connection:
+    with (
+        database_errors(),
+        Admin(settings) as admin,
+        postgres.connect(settings, "operator") as connection,
+    ):
         schema.check_version(connection)
         connection.rollback()
         topic = admin.get()
@@ -77,7 +82,7 @@ def resume_source(settings: Settings, source: str, reason: str) -> str:
     """Let a stopped source go on; recorded as an intervention."""
     if not reason.strip():
         raise BadInput("--reason is empty; say what was found and mended")
-    with postgres.connect(settings, "operator") as connection:
+    with database_errors(), postgres.connect(settings, "operator") as connection:
         schema.check_version(connection)
         stopped = connection.execute(
             text(

@@ -194,16 +194,17 @@ _CONTENT: Final = np.dtype(
 )
 
 
-def content_digests(events: pl.DataFrame) -> pl.Series:
+def content_digests(events: pl.DataFrame, series: pl.Series | None = None) -> pl.Series:
     """The signed 64-bit xxh3 of each event's content: every typed field, the id's text, never the source.
 
     Row encoding of version 1: digest of the series (16 bytes), occurred_at (microseconds, 8), attempt (2),
     duration_ms (4; -1 for none), the meters (4 each), all big-endian; then the texts of the event each as
-    `length:text` in UTF-8 bytes, or `-` for none. The seed is the version. `events` is a frames.EVENTS frame.
+    `length:text` in UTF-8 bytes, or `-` for none. The seed is the version. `events` is a frames.EVENTS frame,
+    `series` its series_digests where the caller has them already.
     """
     fixed = np.zeros(events.height, dtype=_CONTENT)
-    series = series_digests(events).to_list()
-    fixed["series"] = np.frombuffer(b"".join(series), dtype=f"V{KEY_BYTES}")
+    named = series_digests(events) if series is None else series
+    fixed["series"] = np.frombuffer(b"".join(named.to_list()), dtype=f"V{KEY_BYTES}")
     fixed["occurred_at"] = events["occurred_at"].dt.timestamp("us").to_numpy()
     fixed["attempt"] = events["attempt"].to_numpy()
     fixed["duration_ms"] = events["duration_ms"].fill_null(-1).to_numpy()

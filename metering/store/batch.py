@@ -1,6 +1,6 @@
 """One batch before it is appended: what is new in it, what it repeats, and the hashes that chain it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -53,8 +53,8 @@ class Reject(Refused):
 class Part:
     """What one intake brings into a transaction: events as LEDGER_ROWs in ordinal order, and rejects.
 
-    `event_ids` is aligned with `rows` ('' where the key is the id). `refused(i)` cuts event i out of its
-    record again, for a conflict. `seen_until` is null where nothing is known of the log's clock.
+    `event_ids` is aligned with `rows` ('' where the key is the id). `refused(rows)` cuts those events (ascending) out
+    of their records again, for conflicts. `seen_until` is null where nothing is known of the log's clock.
     """
 
     claim: Claim
@@ -67,7 +67,7 @@ class Part:
     unknown_fields: int
     appended_until: datetime | None
     seen_until: datetime | None
-    refused: Callable[[int], Refused]
+    refused: Callable[[Sequence[int]], list[Refused]]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ count. One transaction moves the positions and appends rows, rejects, conflicts 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -33,7 +34,6 @@ NONBILLABLE_REASONS: Final[Mapping[str | None, int]] = {
 
 #: Batches that are looked up first after one met rows that the ledger holds already.
 LOOK_UP_FIRST_BATCHES: Final = 100
-_COPY_ATTEMPTS: Final = 5
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -120,9 +120,7 @@ class Ledger:
             if held:
                 fresh = _without(fresh, held)
                 copied = batch.encode(fresh)
-        for _ in range(_COPY_ATTEMPTS):
-            if not len(fresh):
-                return fresh, held
+        while len(fresh):
             try:
                 with self.connection.transaction(), self.connection.cursor() as cursor:
                     columns = ", ".join(COPY_COLUMNS)
@@ -130,12 +128,13 @@ class Ledger:
                         copy.write(copied)
                 return fresh, held
             except UniqueViolation:
-                # another worker may append the same keys between two attempts: look again
+                # another worker may append the same keys between two attempts: look again, ever fewer are left
                 found = self._lookup(batch, fresh)
+                assert found, "COPY meets a key that a look-up does not find"
                 held |= found
                 fresh = _without(fresh, found)
                 copied = batch.encode(fresh)
-        raise AssertionError("COPY keeps meeting keys that a look-up does not find")
+        return fresh, held
 
     def _lookup(self, batch: Batch, chosen: Indexes) -> dict[int, int]:
         """Those of the chosen rows whose (event_key, source_id) the ledger holds: row -> digest held."""
@@ -192,16 +191,21 @@ class Ledger:
                 "payload_sha256, event_key, source_id, accepted_digest, refused_digest) FROM STDIN"
             ) as copy,
         ):
-            for row, held in outcomes.conflicts:
-                part = batch.parts[batch.part_of[row]]
-                kept = self._kept(part.refused(int(row - batch.starts[batch.part_of[row]])))
-                key = batch.rows["event_key"][row].tobytes().hex()
-                copy.write_row(
-                    (
-                        int(batch.rows["batch_id"][row]), part.claim.intake_id, *kept, key,
-                        int(batch.rows["source_id"][row]), held, int(batch.rows["digest"][row]),
-                    )
-                )  # fmt: skip
+            # in order of row, so that those of a part follow each other
+            for number, conflicts in groupby(outcomes.conflicts, lambda conflict: batch.part_of[conflict[0]]):
+                part, (rows, held) = batch.parts[number], zip(*conflicts, strict=True)
+                start = int(batch.starts[number])
+                for row, digest, refused in zip(
+                    rows, held, part.refused([row - start for row in rows]), strict=True
+                ):
+                    # a slice: a lone element of S16 loses its trailing zeros
+                    key = batch.rows["event_key"][row : row + 1].tobytes().hex()
+                    copy.write_row(
+                        (
+                            int(batch.rows["batch_id"][row]), part.claim.intake_id, *self._kept(refused), key,
+                            int(batch.rows["source_id"][row]), digest, int(batch.rows["digest"][row]),
+                        )
+                    )  # fmt: skip
 
     def _write_batch_row(
         self, part: Part, batch_id: int, counts: tuple[int, int, int], root: bytes, head: bytes

@@ -76,7 +76,8 @@ def connect_failure(settings: Settings, error: BaseException) -> MeteringError:
         return WrongWorld(f"{text} (at {address(settings)}); create it, then run `metering init`")
     return Unavailable(
         f"cannot reach Postgres at {address(settings)}: {text}; "
-        "is it running, and is METERING_DATABASE_URL right? (`metering sandbox up` starts one to try)"
+        "is it running, and is METERING_DATABASE_URL right? (`metering sandbox up` starts one to try, "
+        "which is found from the folder where that was run)"
     )
 
 

@@ -60,8 +60,11 @@ class Brake:
         """
         events = events.with_columns(series_digests(events).alias("series_digest"))
         events, held_back = self._without_stopped(events)
-        known = names.known_series(set(events["series_digest"].to_list()))
-        new = events.filter(~pl.col("series_digest").is_in(list(known))) if events.height else events
+        digests = set(events["series_digest"].to_list())
+        known = names.known_series(digests)
+        # not the many that are known: the worker remembers far more series than a batch has
+        absent = pl.col("series_digest").is_in([digest for digest in digests if digest not in known])
+        new = events.filter(absent)
         if new.height:
             per_source = new.group_by("source").agg(pl.col("series_digest").n_unique().alias("series"))
             limit = self._settings.series_new_per_batch_max
@@ -69,7 +72,7 @@ class Brake:
                 self.stop(source, f"one batch of it holds {series} new series, at most {limit} are allowed")
             events, more = self._without_stopped(events)
             held_back = pl.concat([held_back, more])
-            new = events.filter(~pl.col("series_digest").is_in(list(known)))
+            new = events.filter(absent)
         if new.height:
             distinct = new.unique("series_digest")
             names.make_series(

@@ -22,16 +22,24 @@ from metering.stream.topics import instant_of, kafka_errors
 
 #: Where an assigned partition waits, paused, until its position is claimed: without one poll() raises.
 _PLACEHOLDER = 0
+#: Session timeouts of polling without being a member of the group, after which to begin anew.
+_UNJOINED_SESSIONS_MAX = 2.0
+#: The type of a record's timestamp that the broker sets.
+_LOG_APPEND_TIME = 1
 
 
 @dataclass(frozen=True)
 class Record:
-    """The bytes at one offset, and what the broker says of them."""
+    """The bytes at one offset, and what the broker says of them.
+
+    `stamped_by_log`: `appended_at` is of the broker's clock, not of the producer's.
+    """
 
     offset: int
     value: bytes | None
     content_type: str | None
     appended_at: datetime
+    stamped_by_log: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Consumer:
         self._generation: dict[int, int] = {}  # of each assigned partition, counted up at each assignment
         self._counter = 0
         self._pending: set[int] = set()
+        self._unjoined_seconds: float | None = 0.0  # None: a member; what it was dealt may be nothing
         with kafka_errors(settings):
             self._kafka = KafkaConsumer(
                 bootstrap_servers=settings.kafka_bootstrap.split(","),
@@ -83,6 +92,8 @@ class Consumer:
                 metrics_enabled=False,
             )
             self._kafka.subscribe([self._topic], listener=_Listener(self))
+            # a member that joins before it knows the partitions is dealt none, and has to join again
+            self._kafka.partitions_for_topic(self._topic)
 
     def __enter__(self) -> "Consumer":
         return self
@@ -98,6 +109,7 @@ class Consumer:
 
     def _assigned(self, partitions: list[int]) -> None:
         with self._lock:
+            self._unjoined_seconds = None
             for partition in partitions:
                 at = TopicPartition(self._topic, partition)
                 self._kafka.pause(at)
@@ -108,6 +120,7 @@ class Consumer:
 
     def _revoked(self, partitions: list[int]) -> None:
         with self._lock:
+            self._unjoined_seconds = 0.0
             for partition in partitions:
                 self._generation.pop(partition, None)
                 self._pending.discard(partition)
@@ -132,7 +145,7 @@ class Consumer:
             try:
                 self._kafka.seek(at, offset)
                 self._kafka.resume(at)
-            except (IllegalStateError, KeyError):
+            except (IllegalStateError, KeyError, ValueError):
                 return None
             self._pending.discard(partition)
             return generation
@@ -152,7 +165,8 @@ class Consumer:
         """What the started partitions bring, with the position after it; partitions in order.
 
         A partition that changed hands meanwhile is left out: it will be read again from its claimed position.
-        Raises WrongWorld where the log no longer holds the position or cannot be parsed.
+        Raises WrongWorld where the log no longer holds the position or cannot be parsed, Unavailable where the
+        group does not take us in.
         """
         before = self.owned()
         try:
@@ -167,6 +181,7 @@ class Consumer:
                 f"topic '{self._topic}' cannot be read on from here: {type(error).__name__}: {error}; "
                 "nothing was skipped. If the log holds a damaged or unreadable batch, repair it or have the codec installed"
             ) from error
+        self._joined(timeout_seconds)
         after = self.owned()
         fetched = []
         for partition, position in sorted(positions.items()):
@@ -178,6 +193,17 @@ class Consumer:
                 position = records[-1].offset + 1
             fetched.append(Fetched(partition, records, position))
         return fetched
+
+    def _joined(self, waited_seconds: float) -> None:
+        """Count what was waited for the group. kafka-python may wait for an answer that it has missed for ever."""
+        limit = _UNJOINED_SESSIONS_MAX * self._settings.session_timeout_ms / 1000
+        with self._lock:
+            if self._unjoined_seconds is not None:
+                self._unjoined_seconds += waited_seconds
+            waited = self._unjoined_seconds or 0.0
+        if waited > limit:
+            group = self._settings.consumer_group
+            raise Unavailable(f"consumer group '{group}' has not taken this worker in for {waited:.0f} s")
 
     def _position(self, partition: int) -> int | None:
         try:
@@ -219,4 +245,5 @@ def _record(raw: object) -> Record:
     for name, value in raw.headers or ():  # type: ignore[attr-defined]
         if name.lower() == "content-type" and value is not None:
             content_type = value.decode("utf-8", "replace")
-    return Record(raw.offset, raw.value, content_type, instant_of(raw.timestamp))  # type: ignore[attr-defined]
+    appended_at, stamped_by_log = instant_of(raw.timestamp), raw.timestamp_type == _LOG_APPEND_TIME  # type: ignore[attr-defined]
+    return Record(raw.offset, raw.value, content_type, appended_at, stamped_by_log)  # type: ignore[attr-defined]

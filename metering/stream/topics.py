@@ -126,12 +126,16 @@ class Admin:
             self._client.wait_for_topics([self._settings.kafka_topic])
         return self.get(), True
 
-    def offsets(self, topic: Topic, *, earliest: bool = False) -> dict[int, int]:
-        """Per partition: the offset after the last committed record, or the first offset still kept."""
+    def offsets(self, topic: Topic, *, earliest: bool = False, undecided: bool = False) -> dict[int, int]:
+        """Per partition: the offset after the last committed record, or the first offset still kept.
+
+        With `undecided` the records of open transactions count: they were appended, whatever becomes of them.
+        """
         spec = OffsetSpec.EARLIEST if earliest else OffsetSpec.LATEST
         asked = {TopicPartition(topic.name, partition): spec for partition in topic.partitions}
         with kafka_errors(self._settings):
-            answer = self._client.list_partition_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED)
+            level = IsolationLevel.READ_UNCOMMITTED if undecided else IsolationLevel.READ_COMMITTED
+            answer = self._client.list_partition_offsets(asked, isolation_level=level)
         return {at.partition: found.offset for at, found in answer.items()}
 
 
