@@ -431,3 +431,20 @@ def test_a_topic_that_does_not_exist(ready: Settings) -> None:
     lost = ready.model_copy(update={"kafka_topic": f"lost-{os.getpid()}"})
     with pytest.raises(WrongWorld, match=r"has no topic 'lost-.*metering init"):
         ingest.work(lost, until_idle=True)
+
+
+def test_a_ledger_reads_one_topic(
+    ready: Settings, database: psycopg.Connection[Any], kafka_admin: KafkaAdminClient
+) -> None:
+    other = ready.model_copy(update={"kafka_topic": f"{ready.kafka_topic}-other"})
+    with pytest.raises(WrongWorld, match=f"reads topic '{ready.kafka_topic}'.*one topic.*stream adopt"):
+        list(provision.provision(other))
+    assert database.execute("SELECT count(*) FROM stream_positions").fetchone() == (4,)
+    assert len(list(provision.adopt_topic(other, "the topic was renamed"))) == 4
+    produce(other, [[event("a", NOW - timedelta(hours=1))]])
+    ingest.work(other, until_idle=True)
+    assert len(ids(database)) == 1
+    active = database.execute(
+        "SELECT DISTINCT topic FROM stream_positions WHERE retired_at IS NULL"
+    ).fetchall()
+    assert active == [(other.kafka_topic,)]

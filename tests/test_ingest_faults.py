@@ -256,7 +256,7 @@ def test_a_producers_clock_never_moves_seen_until(
         [NewTopic(theirs.kafka_topic, 1, 1, topic_configs={"message.timestamp.type": "CreateTime"})]
     )
     kafka_admin.wait_for_topics([theirs.kafka_topic])
-    list(provision.provision(theirs))
+    list(provision.adopt_topic(theirs, "the topic that somebody else made"))
     ahead = int((datetime.now(UTC) + timedelta(minutes=50)).timestamp() * 1000)
     producer = KafkaProducer(bootstrap_servers=theirs.kafka_bootstrap)
     producer.send(theirs.kafka_topic, b"{", timestamp_ms=ahead)

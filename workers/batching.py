@@ -178,18 +178,19 @@ class Batching:
         keys = event_keys(events["event_id"])
         series = series_digests(events)
         series_ids = self._names.known_series(set(series.to_list()))
-        sources = self._names.ids("sources", events["source"].unique().to_list())
-        projects = self._names.ids("projects", events["project"].drop_nulls().unique().to_list())
-        seats = self._names.ids("seats", events["seat"].drop_nulls().unique().to_list())
+        (source_ids, source_digests), (project_ids, project_digests), (seat_ids, seat_digests) = (
+            _named(events[column], self._names.ids(table, events[column].drop_nulls().unique().to_list()))
+            for table, column in (("sources", "source"), ("projects", "project"), ("seats", "seat"))
+        )
         columns: dict[str, Any] = {
             "event_key": keys.keys,
             "request_key": request_keys(events["customer"], events["request_id"]),
             "occurred_at": events["occurred_at"].dt.timestamp("us").to_numpy(),
             "digest": content_digests(events, series).to_numpy(),
-            "source_id": _mapped(events["source"], sources),
+            "source_id": source_ids,
             "series_id": np.array([series_ids[digest] for digest in series.to_list()], np.int32),
-            "project_id": _mapped(events["project"], projects),
-            "seat_id": _mapped(events["seat"], seats),
+            "project_id": project_ids,
+            "seat_id": seat_ids,
             "duration_ms": events["duration_ms"].fill_null(-1).to_numpy(),
             **{name: events[name].to_numpy() for name in METERS},
             "attempt": events["attempt"].to_numpy(),
@@ -202,29 +203,37 @@ class Batching:
         for name, values in columns.items():
             rows[name] = values
         texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist() if events.height else []
-        names = Digests(
-            np.frombuffer(b"".join(series.to_list()), "S16"),
-            _digested(events["source"]),
-            _digested(events["project"]),
-            _digested(events["seat"]),
-        )
-        return rows, texts, names
+        named = np.frombuffer(b"".join(series.to_list()), "S16")
+        return rows, texts, Digests(named, source_digests, project_digests, seat_digests)
 
 
 def _mapped(column: pl.Series, ids: Mapping[Any, int]) -> np.ndarray[Any, Any]:
     """A column of texts as their ids; null is 0."""
+    return _named(column, ids)[0]
+
+
+def _named(column: pl.Series, ids: Mapping[Any, int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A column of texts as their ids, and as the digests that name them; null is 0 and the text ''."""
     distinct = column.unique().to_list()
-    wanted = [0 if value is None else ids[value] for value in distinct]
-    return column.replace_strict(
-        pl.Series(distinct, dtype=pl.String), wanted, return_dtype=pl.Int32
+    codes = column.replace_strict(
+        pl.Series(distinct, dtype=pl.String), range(len(distinct)), return_dtype=pl.Int32
     ).to_numpy()
+    codes = codes.astype(np.intp)  # of no rows numpy knows no type
+    numbers = np.array([0 if text is None else ids[text] for text in distinct], np.int32)
+    digests = np.frombuffer(b"".join(text_digest(text or "") for text in distinct), "S16")
+    return numbers[codes], digests[codes]
 
 
-def _digested(column: pl.Series) -> np.ndarray[Any, Any]:
-    """A column of texts as the digests that name them; null is the text ''."""
-    codes = (
-        column.fill_null("").rle_id() if column.n_unique() == 1 else column.fill_null("").rank("dense") - 1
-    )
-    distinct = column.fill_null("").unique().sort().to_list()
-    table = np.frombuffer(b"".join(map(text_digest, distinct)), "S16")
-    return table[codes.to_numpy().astype(np.intp)] if len(column) else np.empty(0, "S16")
+def halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | None:
+    """A batch as two smaller ones; None when it is a single record."""
+    if len(fetched) > 1:
+        middle = len(fetched) // 2
+        return fetched[:middle], fetched[middle:]
+    (part,) = fetched
+    if len(part.records) <= 1:
+        return None
+    middle = len(part.records) // 2
+    first, second = part.records[:middle], part.records[middle:]
+    return [Fetched(part.partition, first, second[0].offset)], [
+        Fetched(part.partition, second, part.next_offset)
+    ]

@@ -1,5 +1,6 @@
 """Ingest: Kafka records become ledger rows, exactly once, by any number of workers."""
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFail
 from metering.errors import Fenced, WrongWorld
 from metering.events.laws import DecodeLimits
 from metering.settings import Settings
-from metering.store import positions, postgres, schema
+from metering.store import partitions, positions, postgres, schema
 from metering.store.batch import Appended, Part
 from metering.store.ledger import Ledger
 from metering.store.names import Names
@@ -23,8 +24,8 @@ from metering.store.positions import Claim
 from metering.store.sources import Brake
 from metering.stream.consumer import Consumer, Fetched
 from metering.stream.topics import Admin, Topic
-from workers.batching import Batching, Timings
-from workers.loop import Step, run
+from workers.batching import Batching, Timings, halves
+from workers.loop import Step, run, show_progress
 
 _POLL_SECONDS: Final = 0.2
 _REPORT_SECONDS: Final = 5.0
@@ -222,8 +223,8 @@ class Ingest:
             psycopg.errors.CheckViolation,
         ) as error:
             if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
-                raise WrongWorld(_missing_partition(error)) from error
-            halves = _halves(fetched)
+                raise WrongWorld(partitions.missing(error)) from error
+            halves = halves(fetched)
             if halves is None:
                 detail = str(error).splitlines()[0][:400]
                 log.warning("store refused a record", partition=fetched[0].partition, error=detail)
@@ -281,6 +282,11 @@ class Ingest:
     def _report(self) -> None:
         now, received = time.monotonic(), sum(self.counts.values()) - self.counts["records"]
         since, before = self._reported
+        if now > since:
+            show_progress(
+                f"ingest: {received:,} events read, {(received - before) / (now - since):,.0f} a second, "
+                f"{self.counts['duplicate']:,} duplicate, {self.counts['rejected']:,} rejected"
+            )
         if now - since >= _REPORT_SECONDS:
             log.info(
                 "appending",
@@ -288,38 +294,6 @@ class Ingest:
                 **{name: self.counts[name] for name in ("accepted", "duplicate", "conflict", "rejected")},
             )
             self._reported = (now, received)
-
-
-def _halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | None:
-    """A batch as two smaller ones; None when it is a single record."""
-    if len(fetched) > 1:
-        middle = len(fetched) // 2
-        return fetched[:middle], fetched[middle:]
-    (part,) = fetched
-    if len(part.records) <= 1:
-        return None
-    middle = len(part.records) // 2
-    first, second = part.records[:middle], part.records[middle:]
-    return [Fetched(part.partition, first, second[0].offset)], [
-        Fetched(part.partition, second, part.next_offset)
-    ]
-
-
-def _missing_partition(error: psycopg.Error) -> str:
-    """Name the day whose partition is missing, from the key that found no place."""
-    table = error.diag.table_name
-    if table in ("rejects", "conflicts"):
-        return f"the table {table} has no partition for today; nothing was written. Run `metering init`"
-    detail = error.diag.message_detail or str(error)
-    key = detail.rsplit("(", 1)[-1].split(")")[0]
-    try:
-        day = datetime.fromtimestamp(int(key.replace("-", "")[:12], 16) / 1000, tz=UTC).date()
-    except (ValueError, OverflowError, OSError):
-        return (
-            f"the ledger has no partition for an event: {detail}; run `metering partitions ensure FROM UNTIL`"
-        )
-    after = day + timedelta(days=1)
-    return f"the ledger has no partition for {day}; nothing was written. Run `metering partitions ensure {day} {after}`"
 
 
 @contextmanager
@@ -340,6 +314,9 @@ def opened(settings: Settings) -> Iterator[Ingest]:
 def work(settings: Settings, *, until_idle: bool = False) -> Counter[str]:
     """Run one ingest worker until it is stopped or, with `until_idle`, until every partition is read to its end."""
     totals: Counter[str] = Counter()
+    # what is imported stays; the many short-lived objects of a batch hold no cycles worth looking for so often
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 50)
 
     @contextmanager
     def stepping() -> Iterator[Step]:

@@ -24,6 +24,20 @@ Step = Callable[[], bool]
 _PASSING = ("08", "25P03", "40", "53", "55P03", "57", "58")
 
 
+def show_progress(text: str) -> None:
+    """One line on a terminal that tells how far the work is; the next one, or a log line, takes its place."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{text}")
+        sys.stderr.flush()
+
+
+def _clear_progress(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    show_progress("")
+    return event
+
+
 def configure_logging(settings: Settings) -> None:
     """Structured logs on stderr: for people on a terminal, JSON lines otherwise."""
     terminal = sys.stderr.isatty()
@@ -35,6 +49,7 @@ def configure_logging(settings: Settings) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _clear_progress,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, settings.log_level.upper())),

@@ -98,6 +98,7 @@ class Batch:
         self.rows = np.concatenate([part.rows for part in parts])
         self.rows["batch_id"] = np.repeat(np.array(batch_ids, np.int64), sizes)
         self.event_ids = [text for part in parts for text in part.event_ids]
+        self._has_texts = any(self.event_ids)
         #: rows with distinct identity, sorted by key: pages are touched in order
         self.distinct: Indexes
         #: row -> the row of the same identity that came first
@@ -121,6 +122,8 @@ class Batch:
         return to_copy_binary(self.rows[chosen], self._texts(chosen))
 
     def _texts(self, chosen: Indexes) -> list[str] | None:
+        if not self._has_texts:
+            return None
         texts = [self.event_ids[row] for row in chosen.tolist()]
         return texts if any(texts) else None
 

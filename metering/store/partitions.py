@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
+import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -53,7 +54,7 @@ def _attach(connection: Connection, parent: str, name: str, bounds: str) -> None
             sqlstate = getattr(error.orig, "sqlstate", None)
             if sqlstate == "42P17" or "is already a partition" in str(error.orig):
                 return  # somebody else was faster
-            if sqlstate not in ("55P03", "40P01", "42P07", "23505") or attempt == _ATTEMPTS - 1:
+            if sqlstate not in ("55P03", "40P01", "42P07", "42710", "23505") or attempt == _ATTEMPTS - 1:
                 raise
     raise Unavailable(f"partition {name} could not be attached: its locks did not come")
 
@@ -122,3 +123,20 @@ def floor(connection: Connection) -> datetime | None:
         text("SELECT floor_at FROM ledger_floor")
     ).scalar_one_or_none()
     return found
+
+
+def missing(error: psycopg.Error) -> str:
+    """What to do about a row that found no partition, naming its day from the key that found no place."""
+    table = error.diag.table_name
+    if table in ("rejects", "conflicts"):
+        return f"the table {table} has no partition for today; nothing was written. Run `metering init`"
+    detail = error.diag.message_detail or str(error)
+    key = detail.rsplit("(", 1)[-1].split(")")[0]
+    try:
+        day = datetime.fromtimestamp(int(key.replace("-", "")[:12], 16) / 1000, tz=UTC).date()
+    except (ValueError, OverflowError, OSError):
+        return (
+            f"the ledger has no partition for an event: {detail}; run `metering partitions ensure FROM UNTIL`"
+        )
+    after = day + timedelta(days=1)
+    return f"the ledger has no partition for {day}; nothing was written. Run `metering partitions ensure {day} {after}`"

@@ -40,17 +40,22 @@ def register(
     """Give every partition of a topic a position, where it has none; returns the partitions that got one.
 
     A partition begins at the first offset that the log still holds. Raises WrongWorld when positions of
-    another topic of that name exist: then the topic was deleted and made again.
+    another topic exist: it was deleted and made again, or the settings name another one than before.
     """
     others = connection.execute(
         text(
-            "SELECT DISTINCT topic_uuid FROM stream_positions "
-            "WHERE topic = :topic AND topic_uuid <> :uuid AND retired_at IS NULL"
+            "SELECT DISTINCT topic, topic_uuid FROM stream_positions "
+            "WHERE kind = 'kafka' AND topic_uuid <> :uuid AND retired_at IS NULL"
         ),
-        {"topic": topic, "uuid": topic_uuid},
-    ).scalars()
+        {"uuid": topic_uuid},
+    ).all()
     for other in others:
-        raise WrongWorld(remade(topic, other, topic_uuid))
+        if other.topic == topic:
+            raise WrongWorld(remade(topic, other.topic_uuid, topic_uuid))
+        raise WrongWorld(
+            f"this database reads topic '{other.topic}', METERING_KAFKA_TOPIC is '{topic}': a ledger has one topic. "
+            "Correct the setting or, if the other topic takes its place, run `metering stream adopt --reason ...`"
+        )
     return _insert(connection, topic, topic_uuid, first_offsets)
 
 
@@ -96,7 +101,7 @@ def adopt(
     by: str,
     reason: str,
 ) -> list[int]:
-    """Begin with another topic of the same name: retire the old positions, give the new partitions theirs.
+    """Begin with another topic: retire the old positions, give the new partitions theirs.
 
     Recorded as an intervention, chained. Raises BadInput without a reason or when there is nothing to adopt.
     The caller commits; if the process dies before that, nothing has changed.
@@ -106,10 +111,10 @@ def adopt(
     old = connection.execute(
         text(
             "UPDATE stream_positions SET retired_at = clock_timestamp(), epoch = epoch + 1 "
-            "WHERE topic = :topic AND topic_uuid <> :uuid AND retired_at IS NULL "
+            "WHERE kind = 'kafka' AND topic_uuid <> :uuid AND retired_at IS NULL "
             "RETURNING intake_id, topic_uuid, partition, next_offset"
         ),
-        {"topic": topic, "uuid": topic_uuid},
+        {"uuid": topic_uuid},
     ).all()
     if not old:
         raise BadInput(

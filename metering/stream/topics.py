@@ -139,12 +139,6 @@ class Admin:
         return {at.partition: found.offset for at, found in answer.items()}
 
 
-def end_offsets(settings: Settings) -> dict[int, int]:
-    """Per partition of the topic: the offset after its last committed record."""
-    with Admin(settings) as admin:
-        return admin.offsets(admin.get())
-
-
 def instant_of(timestamp_ms: int) -> datetime:
     """A record's timestamp as an instant."""
     return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)
