@@ -224,13 +224,13 @@ class Ingest:
         ) as error:
             if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
                 raise WrongWorld(partitions.missing(error)) from error
-            halves = halves(fetched)
-            if halves is None:
+            smaller = halves(fetched)
+            if smaller is None:
                 detail = str(error).splitlines()[0][:400]
                 log.warning("store refused a record", partition=fetched[0].partition, error=detail)
                 self._append_once(fetched, refused=detail)
                 return
-            for half in halves:
+            for half in smaller:
                 self._append(half)
 
     def _append_once(self, fetched: list[Fetched], *, refused: str | None) -> None:
