@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         12 * 1024 * 1024, ge=1, description="bytes of records after which a transaction is written"
     )
     fetch_bytes_max: int = Field(
-        16 * 1024 * 1024, ge=1, description="most bytes that one fetch asks the broker for"
+        8 * 1024 * 1024, ge=1, description="most bytes that one fetch asks the broker for"
     )
     reject_bytes_max: int = Field(64 * 1024, ge=0, description="most bytes kept of a reject")
     reject_retention_days: int = Field(90, ge=1, description="days that rejects and conflicts are kept")

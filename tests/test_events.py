@@ -17,7 +17,7 @@ from metering.core.usage import meter
 from metering.events import Decoded, DecodeLimits, RecordBytes, decode, refuse, wire
 from metering.events.columns import _CHUNK_EVENTS
 from metering.events.instants import parse_instants
-from metering.events.rejects import RejectCode
+from metering.events.rejects import Fault, RejectCode
 from metering.frames import REJECTS
 
 APPENDED_AT = datetime(2026, 10, 31, 12, 0, tzinfo=UTC)
@@ -707,3 +707,25 @@ def _check_example(fence: str, content_type: str, events: int) -> Callable[[], N
 test_the_example_of_one_event_is_read = _check_example("json event", "application/cloudevents+json", 1)
 test_the_example_of_a_batch_is_read = _check_example("json batch", "application/cloudevents-batch+json", 2)
 test_the_example_of_lines_is_read = _check_example("json lines", "application/x-ndjson", 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("-5", "it is -5"),
+        ("1.5", "it is 1.5"),
+        ("true", "it is true"),
+        ("9223372036854775808", "it is 9223372036854775808"),
+        ("9" * 300, ""),
+        ('"a prompt"', ""),
+    ],
+)
+def test_a_wrong_number_is_said_and_a_text_is_not(value: str, said: str) -> None:
+    plain = json.dumps(changed(GOOD, data__usage__input_tokens=0)).replace(
+        '"input_tokens": 0', f'"input_tokens": {value}'
+    )
+    fault = wire.decode_event(plain.encode())
+    assert isinstance(fault, Fault)
+    assert fault.field == "data.usage.input_tokens"
+    assert said in fault.detail
+    assert "prompt" not in fault.detail

@@ -152,7 +152,21 @@ def decode_event(piece: bytes) -> tuple[Event, int] | Fault:
         # The last of duplicate keys wins, also where an earlier one has the wrong type.
         return msgspec.convert(plain, Event), count_unknown(plain)
     except BAD_BYTES as failed:
-        return _fault(failed)
+        return _with_number(_fault(failed), plain)
+
+
+def _with_number(fault: Fault, plain: Any) -> Fault:
+    """Say which number is wrong. A text is not repeated: it may be what must never be kept in a table."""
+    if fault.code not in (RejectCode.QUANTITY_OUT_OF_RANGE, RejectCode.WRONG_TYPE) or fault.field is None:
+        return fault
+    value = plain
+    for name in fault.field.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if isinstance(value, int) and value.bit_length() > 64:
+        return fault._replace(detail=f"{fault.detail}; it has more than 64 bits")
+    if isinstance(value, bool | int | float):
+        return fault._replace(detail=f"{fault.detail}; it is {str(value).lower()}")
+    return fault
 
 
 def _envelope_fault(plain: Any) -> Fault | None:

@@ -85,7 +85,7 @@ class Consumer:
                 isolation_level="read_committed",
                 allow_auto_create_topics=False,
                 session_timeout_ms=settings.session_timeout_ms,
-                max_partition_fetch_bytes=settings.fetch_bytes_max,
+                max_partition_fetch_bytes=max(1, settings.fetch_bytes_max // 4),
                 fetch_max_bytes=settings.fetch_bytes_max,
                 fetch_max_wait_ms=100,
                 receive_message_max_bytes=max(100_000_000, 2 * settings.fetch_bytes_max),
