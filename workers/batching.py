@@ -13,7 +13,7 @@ import polars as pl
 
 from metering.core.usage import meter
 from metering.events import RecordBytes, decode, refuse
-from metering.events.identity import DIGEST_VERSION, content_digests, event_keys, request_keys, series_digests
+from metering.events.identity import DIGEST_VERSION, content_digests, event_keys, request_keys
 from metering.events.laws import DecodeLimits
 from metering.events.rejects import RejectCode
 from metering.meters import METERS
@@ -174,9 +174,9 @@ class Batching:
         return parts
 
     def _rows(self, events: pl.DataFrame) -> tuple[Rows, list[str], Digests]:
-        """LEDGER_ROWs of metered events (batch and ordinal still open), id texts, and names to hash."""
+        """LEDGER_ROWs of metered events with `series_digest` (batch and ordinal open), id texts, names to hash."""
         keys = event_keys(events["event_id"])
-        series = series_digests(events)
+        series = events["series_digest"]
         series_ids = self._names.known_series(set(series.to_list()))
         (source_ids, source_digests), (project_ids, project_digests), (seat_ids, seat_digests) = (
             _named(events[column], self._names.ids(table, events[column].drop_nulls().unique().to_list()))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -94,9 +95,9 @@ class Priced(Span):
     per_million: dict[str, Price] = Field(min_length=1)
 
     @property
+    @abstractmethod
     def item(self) -> str:
         """What is priced: the product, or the model served."""
-        raise NotImplementedError
 
 
 class ProductPrice(Priced):

@@ -172,15 +172,11 @@ def series_digest(dimensions: Sequence[str | int | None]) -> bytes:
 def series_digests(dimensions: pl.DataFrame) -> pl.Series:
     """A Binary series with the digest of each row's dimensions (columns of frames.DIMENSIONS)."""
     columns = list(DIMENSIONS)
-    rows = dimensions.select(columns)
-    distinct = rows.unique()
-    digests = pl.Series("series_digest", [series_digest(row) for row in distinct.rows()], dtype=pl.Binary)
-    if distinct.height == rows.height:
-        return pl.Series("series_digest", [series_digest(row) for row in rows.rows()], dtype=pl.Binary)
-    named = distinct.with_columns(digests)
-    return rows.join(named, on=columns, how="left", nulls_equal=True, maintain_order="left", validate="m:1")[
-        "series_digest"
-    ]
+    grouped = dimensions.select(columns).with_row_index("row").group_by(columns).agg("row")
+    digests = [series_digest(row) for row in grouped.select(columns).rows()]
+    group = np.empty(dimensions.height, np.int64)
+    group[grouped["row"].explode().to_numpy()] = np.repeat(np.arange(len(digests)), grouped["row"].list.len())
+    return pl.Series("series_digest", digests, dtype=pl.Binary).gather(group)
 
 
 _CONTENT: Final = np.dtype(

@@ -56,15 +56,17 @@ class Brake:
     def hold_back(self, events: pl.DataFrame, names: Names) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Split metered events into those that go on and those of stopped sources; makes the new series.
 
-        The second frame has the columns of a reject (record, index, code, field, detail).
+        The first frame has the digests of its series beside it, as `series_digest`; the second the columns of a
+        reject (record, index, code, field, detail).
         """
         events = events.with_columns(series_digests(events).alias("series_digest"))
         events, held_back = self._without_stopped(events)
         digests = set(events["series_digest"].to_list())
         known = names.known_series(digests)
         # not the many that are known: the worker remembers far more series than a batch has
-        absent = pl.col("series_digest").is_in([digest for digest in digests if digest not in known])
-        new = events.filter(absent)
+        unknown = [digest for digest in digests if digest not in known]
+        absent = pl.col("series_digest").is_in(unknown)
+        new = events.filter(absent) if unknown else events.clear()
         if new.height:
             per_source = new.group_by("source").agg(pl.col("series_digest").n_unique().alias("series"))
             limit = self._settings.series_new_per_batch_max
@@ -84,7 +86,7 @@ class Brake:
                     )
                 )
             )
-        return events.drop("series_digest"), held_back
+        return events, held_back
 
     def _without_stopped(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         if not self._stopped:
