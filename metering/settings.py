@@ -67,7 +67,6 @@ class Settings(BaseSettings):
         8 * 1024 * 1024, ge=1, description="most bytes that one fetch asks the broker for"
     )
     reject_bytes_max: int = Field(64 * 1024, ge=0, description="most bytes kept of a reject")
-    reject_retention_days: int = Field(90, ge=1, description="days that rejects and conflicts are kept")
     reject_ratio_max: float = Field(
         0.5, gt=0, le=1, description="share of rejects at which a source is stopped"
     )

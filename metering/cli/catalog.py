@@ -59,6 +59,7 @@ def apply(
     from metering.errors import BadInput
     from metering.settings import settings
     from metering.store.books import append_revision
+    from metering.store.positions import operator_name
     from metering.store.postgres import connect, reading
 
     if not reason.isprintable():
@@ -83,7 +84,7 @@ def apply(
             objects,
             shown=made,
             at=at,
-            applied_by=_user(),
+            applied_by=operator_name(),
             reason=reason,
             program_version=__version__,
         )
@@ -166,13 +167,3 @@ def _print(made: Plan) -> None:
 def _counts(objects: CatalogObjects) -> str:
     counted = [f"{count} {section.replace('_', ' ')}" for section, count in objects.counts().items() if count]
     return ", ".join(counted)
-
-
-def _user() -> str:
-    import getpass
-    import os
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"uid {os.getuid()}"
