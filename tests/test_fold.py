@@ -327,20 +327,22 @@ def test_a_second_worker_says_who_is_at_work_and_waits(
 ) -> None:
     traffic(ledger.intake(), ledger)
     with postgres.connect(settings, "fold") as first:
-        assert rollups.lock_fold(first)
+        assert postgres.take_lock(first, postgres.FOLD)
         pid = first.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
         first.rollback()
         with postgres.connect(settings, "fold") as second:
             step = worker.FoldWorker(second, settings, until_idle=True).step
             assert step()
-            assert not rollups.lock_fold(second)
-            assert rollups.fold_holder(second).startswith(f"backend {pid} from a local socket, since 20")
+            assert not postgres.take_lock(second, postgres.FOLD)
+            assert postgres.lock_holder(second, postgres.FOLD).startswith(
+                f"backend {pid} from a local socket, since 20"
+            )
             assert ledger.rollups()["fold_positions"] == []
             first.close()
             deadline = time.monotonic() + 10
             while step() and time.monotonic() < deadline:
                 pass
-            assert rollups.fold_holder(second) != "nobody any more"
+            assert postgres.lock_holder(second, postgres.FOLD) != "nobody any more"
     assert [row[1] for row in ledger.rollups()["fold_positions"]] == [5]
     assert f"backend {pid}" in capsys.readouterr().out
 

@@ -105,7 +105,7 @@ class FoldWorker:
     def step(self) -> bool:
         """One bounded piece of work; False when there is nothing to do now."""
         if not self._alone:
-            self._alone = rollups.lock_fold(self._connection)
+            self._alone = postgres.take_lock(self._connection, postgres.FOLD)
             if not self._alone:
                 self._wait()
                 return True
@@ -125,7 +125,7 @@ class FoldWorker:
     def _wait(self) -> None:
         if time.monotonic() >= self._say_at:
             self._say_at = time.monotonic() + _SAY_SECONDS
-            holder = rollups.fold_holder(self._connection)
+            holder = postgres.lock_holder(self._connection, postgres.FOLD)
             structlog.get_logger().warning(
                 "another fold worker is at work: waiting for it to end", holder=holder
             )

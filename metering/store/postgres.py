@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from sqlalchemy import Connection, NullPool, create_engine
+from sqlalchemy import Connection, NullPool, create_engine, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -16,6 +16,8 @@ from metering.settings import Settings
 KNOWLEDGE: Final = 0x6B6E6F77
 #: Session advisory lock of the one fold worker.
 FOLD: Final = 0x666F6C64
+#: Session advisory lock of the one settle worker.
+SETTLE: Final = 0x736574
 
 
 def _url(settings: Settings) -> URL:
@@ -122,6 +124,34 @@ def reading(settings: Settings, role: str = "read") -> Iterator[Connection]:
         schema.check_version(connection)
         yield connection
         connection.rollback()
+
+
+def take_lock(connection: Connection, lock: int) -> bool:
+    """Take a session advisory lock until the connection closes; False while another session holds it."""
+    got: bool = connection.execute(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": lock}).scalar_one()
+    connection.commit()
+    return got
+
+
+def lock_holder(connection: Connection, lock: int) -> str:
+    """Who holds a session advisory lock, in words. Ends the transaction."""
+    # the rights of the login user show when its other sessions began; the worker's role does not see that
+    connection.exec_driver_sql("SET LOCAL ROLE NONE")
+    row = connection.execute(
+        text(
+            "SELECT pid, a.backend_start, a.client_addr "
+            "FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) "
+            "WHERE l.locktype = 'advisory' AND l.granted "
+            "AND l.classid = 0 AND l.objid = :lock AND l.objsubid = 1 "
+            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        ),
+        {"lock": lock},
+    ).first()
+    connection.rollback()
+    if row is None:
+        return "nobody any more"
+    since = "an unknown time" if row.backend_start is None else f"{row.backend_start:%Y-%m-%d %H:%M:%S} UTC"
+    return f"backend {row.pid} from {row.client_addr or 'a local socket'}, since {since}"
 
 
 @contextmanager

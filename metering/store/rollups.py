@@ -21,7 +21,7 @@ from metering.errors import WrongWorld
 from metering.frames import DIMENSIONS, INSTANT, POOL_USAGE, SUM, SUMS, USAGE
 from metering.meters import METERS
 from metering.store.ledger_rows import Rows, copy_out, copy_stream, row_dtype
-from metering.store.postgres import FOLD, driver
+from metering.store.postgres import driver
 
 _QUARTER_MICROSECONDS: Final = 15 * 60 * 1_000_000
 
@@ -48,34 +48,6 @@ class Unfolded:
     intake_id: int
     sequence: int
     accepted: int
-
-
-def lock_fold(connection: Connection) -> bool:
-    """Take the lock FOLD until the connection closes; False while another session holds it."""
-    got: bool = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({FOLD})").scalar_one()
-    connection.commit()
-    return got
-
-
-def fold_holder(connection: Connection) -> str:
-    """Who holds the lock FOLD, in words. Ends the transaction."""
-    # the rights of the login user show when its other sessions began; the worker's role does not see that
-    connection.exec_driver_sql("SET LOCAL ROLE NONE")
-    row = connection.execute(
-        text(
-            "SELECT pid, a.backend_start, a.client_addr "
-            "FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) "
-            "WHERE l.locktype = 'advisory' AND l.granted "
-            "AND l.classid = 0 AND l.objid = :key AND l.objsubid = 1 "
-            "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-        ),
-        {"key": FOLD},
-    ).first()
-    connection.rollback()
-    if row is None:
-        return "nobody any more"
-    since = "an unknown time" if row.backend_start is None else f"{row.backend_start:%Y-%m-%d %H:%M:%S} UTC"
-    return f"backend {row.pid} from {row.client_addr or 'a local socket'}, since {since}"
 
 
 def unfolded(connection: Connection, batches_max: int) -> list[Unfolded]:
