@@ -15,9 +15,12 @@ from metering.store.tables import metadata
 # table-level privileges beside SELECT: i INSERT, u UPDATE; nobody but the owner has any other
 EXPECTED = """
 role      table              privileges
+ingest    batch_sources      i
 ingest    conflicts          i
+ingest    heartbeats         i
 ingest    ingest_batches     i
 ingest    projects           i
+ingest    refusals           i
 ingest    rejects            i
 ingest    seats              i
 ingest    series             i
@@ -25,9 +28,14 @@ ingest    source_stops       i
 ingest    sources            i
 ingest    stream_positions   u
 ingest    usage_events       i
+ingest    voids              i
+settle    batch_sources      i
+settle    finding_passes     iu
+settle    findings           i
 settle    ingest_batches     i
 settle    series             i
-settle    stream_positions   u
+settle    settlements        i
+settle    stream_positions   iu
 settle    usage_events       i
 fold      fold_positions     iu
 fold      pool_minutes       iu
@@ -36,14 +44,29 @@ fold      watermarks         i
 evaluate  alerts             i
 evaluate  outbox             i
 deliver   outbox_attempts    i
+operator  adjustments        i
+operator  batch_sources      i
 operator  catalog_objects    i
 operator  catalog_revisions  i
+operator  conflicts          i
+operator  heartbeats         i
+operator  ingest_batches     i
 operator  interventions      i
+operator  projects           i
+operator  refusals           i
+operator  rejects            i
+operator  replays            i
+operator  seats              i
+operator  series             i
 operator  source_stops       i
+operator  sources            i
 operator  stream_positions   iu
+operator  usage_events       i
+operator  voids              i
 """
 LEDGERS = ("usage_events", "ingest_batches", "rejects", "conflicts", "watermarks", "catalog_objects",
-           "catalog_revisions", "interventions", "alerts", "outbox", "outbox_attempts", "series", "sources")  # fmt: skip
+           "catalog_revisions", "interventions", "alerts", "outbox", "outbox_attempts", "series", "sources", "voids",
+           "refusals", "heartbeats", "settlements", "adjustments", "replays", "batch_sources", "findings")  # fmt: skip
 WORKERS = tuple(role for role in ROLES if role != "owner")
 
 

@@ -106,6 +106,7 @@ class Batching:
         with self._timings.of("digest"):
             events = events.sort("record", "index")
             rows, texts, digests = self._rows(events)
+            source_ids = self._names.ids("sources", rejects["source"].drop_nulls().unique().to_list())
         firsts = np.cumsum([0] + [len(part.records) for part in fetched])
         event_bounds = np.searchsorted(events["record"].to_numpy(), firsts)
         reject_bounds = np.searchsorted(rejects["record"].to_numpy(), firsts)
@@ -159,6 +160,9 @@ class Batching:
                             row["code"],
                             row["field"],
                             row["detail"],
+                            0 if row["source"] is None else source_ids[row["source"]],
+                            records[row["record"]].content_type,
+                            records[row["record"]].appended_at,
                         )
                         for row in rejects.slice(
                             int(reject_bounds[number]), int(reject_bounds[number + 1] - reject_bounds[number])

@@ -1,8 +1,10 @@
 """One batch before it is appended: what is new in it, what it repeats, and the hashes that chain it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +44,28 @@ class Refused:
 
 @dataclass(frozen=True)
 class Reject(Refused):
-    """Why it cannot be accepted."""
+    """Why it cannot be accepted; `content_type` and `appended_at` are those of its record, for a replay."""
 
     code: str
     field: str | None
     detail: str
+    source_id: int = 0  # 0: no source that could be read
+    content_type: str | None = None
+    appended_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Companion:
+    """Rows of another table that enter in the transaction of their batch.
+
+    `rows` are values of `columns`; the ledger puts `batch_id` first. `of` gives for each the position of its
+    event among the part's rows, and only those of accepted events are written; None: all are.
+    """
+
+    table: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Any, ...]]
+    of: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ class Part:
     appended_until: datetime | None
     seen_until: datetime | None
     refused: Callable[[Sequence[int]], list[Refused]]
+    companions: tuple[Companion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,8 +103,11 @@ class Appended:
 
 @dataclass(frozen=True)
 class Outcomes:
+    """How the rows of a batch ended."""
+
     counts: list[tuple[int, int, int]]  # per part: accepted, duplicate, conflict
     conflicts: list[tuple[int, int]]  # (row, digest of the accepted content)
+    ended: npt.NDArray[np.int8]  # per row: 0 accepted, 1 duplicate, 2 conflict
 
 
 class Batch:
@@ -92,6 +115,7 @@ class Batch:
 
     def __init__(self, parts: list[Part], batch_ids: list[int]) -> None:
         self.parts = parts
+        self.batch_ids = batch_ids
         sizes = [len(part.rows) for part in parts]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         self.part_of = np.repeat(np.arange(len(parts)), sizes)
@@ -161,7 +185,7 @@ class Batch:
             claim = part.claim
             head = batch_head(
                 claim.chain_head,
-                kind="kafka",
+                kind=claim.kind,
                 topic_uuid=claim.topic_uuid,
                 partition=claim.partition,
                 sequence=claim.next_sequence,
@@ -186,13 +210,28 @@ class Batch:
         for row, first in self.repeats.items():
             standing[row] = held.get(first, int(digests[first]))
         conflicts = [(row, digest) for row, digest in sorted(standing.items()) if digest != int(digests[row])]
-        entered = np.bincount(self.part_of[accepted], minlength=len(self.parts))
-        kept_out = np.bincount(self.part_of[[*standing]] if standing else [], minlength=len(self.parts))
-        refused = np.bincount(
-            self.part_of[[row for row, _ in conflicts]] if conflicts else [], minlength=len(self.parts)
-        )
-        counts = [
-            (int(entered[at]), int(kept_out[at] - refused[at]), int(refused[at]))
-            for at in range(len(self.parts))
-        ]
-        return Outcomes(counts, conflicts)
+        ended = np.zeros(len(self.rows), np.int8)
+        ended[[*standing]] = 1
+        ended[[row for row, _ in conflicts]] = 2
+        counted = np.bincount(self.part_of * 3 + ended, minlength=3 * len(self.parts)).reshape(-1, 3)
+        assert counted[:, 0].sum() == len(accepted), "every row is accepted or stands for one that was"
+        counts = [(int(one), int(two), int(three)) for one, two, three in counted]
+        return Outcomes(counts, conflicts, ended)
+
+    def by_source(self, outcomes: Outcomes) -> list[tuple[int, int, int, int, int, int]]:
+        """Rows of `batch_sources`: batch_id, source_id, accepted, duplicate, conflict, rejected."""
+        found = []
+        for number, part in enumerate(self.parts):
+            low, high = int(self.starts[number]), int(self.starts[number + 1])
+            rejected = Counter(reject.source_id for reject in part.rejects)
+            known, place = np.unique(np.abs(self.rows["source_id"][low:high]), return_inverse=True)
+            counted = np.bincount(place * 3 + outcomes.ended[low:high], minlength=3 * len(known)).reshape(
+                -1, 3
+            )
+            counts = dict(zip(known.tolist(), counted.tolist(), strict=True))
+            batch_id = self.batch_ids[number]
+            found += [
+                (batch_id, source, *counts.get(source, (0, 0, 0)), rejected[source])
+                for source in sorted(counts.keys() | rejected.keys())
+            ]
+        return found

@@ -26,6 +26,7 @@ EVENT_TYPES: Final[Mapping[str, int]] = {
     "refused": 3,
     "heartbeat": 4,
     "compensation": 5,
+    "adjustment": 6,
 }
 USAGE_SOURCES: Final[Mapping[str, int]] = {"provider": 1, "estimated": 2, "partial": 3}
 NONBILLABLE_REASONS: Final[Mapping[str | None, int]] = {
@@ -87,6 +88,8 @@ class Ledger:
             for part, batch_id in zip(parts, batch_ids, strict=True):
                 self._write_rejects(part, batch_id)
             self._write_conflicts(batch, outcomes)
+            self._write_companions(batch, outcomes)
+            self._write_sources(batch, outcomes)
             appended = [
                 self._write_batch_row(part, batch_id, outcome, root, head)
                 for part, batch_id, outcome, (root, head) in zip(
@@ -108,7 +111,7 @@ class Ledger:
         ).rowcount  # fmt: skip
         if moved != 1:
             raise Fenced(
-                f"partition {part.claim.partition} was claimed by another worker since epoch {part.claim.epoch}; "
+                f"{part.claim.name} was claimed by another worker since epoch {part.claim.epoch}; "
                 "nothing was written"
             )
 
@@ -166,7 +169,7 @@ class Ledger:
             self.connection.cursor() as cursor,
             cursor.copy(
                 "COPY rejects (batch_id, intake_id, record_offset, index, source, event_id, payload, payload_bytes, "
-                "payload_sha256, code, field, detail) FROM STDIN"
+                "payload_sha256, code, field, detail, content_type, appended_at) FROM STDIN"
             ) as copy,
         ):
             for reject in part.rejects:
@@ -178,6 +181,8 @@ class Ledger:
                         reject.code,
                         reject.field,
                         reject.detail,
+                        reject.content_type,
+                        reject.appended_at,
                     )
                 )
 
@@ -206,6 +211,35 @@ class Ledger:
                             int(batch.rows["source_id"][row]), digest, int(batch.rows["digest"][row]),
                         )
                     )  # fmt: skip
+
+    def _write_companions(self, batch: Batch, outcomes: Outcomes) -> None:
+        for number, part in enumerate(batch.parts):
+            ended = outcomes.ended[batch.starts[number] : batch.starts[number + 1]]
+            for companion in part.companions:
+                rows = (
+                    companion.rows
+                    if companion.of is None
+                    else [row for at, row in zip(companion.of, companion.rows, strict=True) if not ended[at]]
+                )
+                if not rows:
+                    continue
+                columns = ", ".join(("batch_id", *companion.columns))
+                with (
+                    self.connection.cursor() as cursor,
+                    cursor.copy(f"COPY {companion.table} ({columns}) FROM STDIN") as copy,
+                ):
+                    for row in rows:
+                        copy.write_row((batch.batch_ids[number], *row))
+
+    def _write_sources(self, batch: Batch, outcomes: Outcomes) -> None:
+        rows = batch.by_source(outcomes)
+        if not rows:
+            return
+        self.connection.execute(
+            "INSERT INTO batch_sources (batch_id, source_id, accepted, duplicate, conflict, rejected) "
+            "SELECT * FROM unnest(%s::bigint[], %s::int[], %s::int[], %s::int[], %s::int[], %s::int[])",
+            [list(column) for column in zip(*rows, strict=True)],
+        )
 
     def _write_batch_row(
         self, part: Part, batch_id: int, counts: tuple[int, int, int], root: bytes, head: bytes

@@ -23,15 +23,25 @@ _CLAIM_ATTEMPTS: Final = 5
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to append what an intake brings, from a position on, until somebody claims it anew."""
+    """The right to append what an intake brings, from a position on, until somebody claims it anew.
+
+    `topic_uuid` and `partition` are those of a Kafka intake, else null. The offsets of the other kinds count
+    what was taken in: their own numbering, without gaps.
+    """
 
     intake_id: int
-    topic_uuid: UUID
-    partition: int
+    topic_uuid: UUID | None
+    partition: int | None
     epoch: int
     next_offset: int
     next_sequence: int
     chain_head: bytes
+    kind: str = "kafka"
+
+    @property
+    def name(self) -> str:
+        """What a message calls this intake."""
+        return f"partition {self.partition}" if self.kind == "kafka" else f"the intake of {self.kind}"
 
 
 def register(
@@ -182,45 +192,85 @@ def claim(
 ) -> Claim:
     """Take a partition over: from here on every older claim is fenced.
 
+    Raises WrongWorld when the partition has no position. Commits; see `_take_over`.
+    """
+    found = _take_over(
+        connection,
+        "topic_uuid = %s AND partition = %s AND retired_at IS NULL",
+        (topic_uuid, partition),
+        name=f"partition {partition}",
+        role=role,
+        owner=owner,
+    )
+    if found is None:
+        raise WrongWorld(
+            f"partition {partition} of the topic has no position; nothing enters without one. "
+            "Run `metering init` (the topic may have been given more partitions)"
+        )
+    return found
+
+
+def claim_intake(
+    connection: psycopg.Connection[tuple[Any, ...]], kind: str, *, role: str, owner: str
+) -> Claim:
+    """Take over the one intake of a kind that is not Kafka's, made at its first use. Commits; see `_take_over`."""
+    assert kind != "kafka", "Kafka has an intake per partition: see claim"
+    connection.execute(
+        "INSERT INTO stream_positions (kind, next_offset, chain_head) VALUES (%s, 0, %s) "
+        "ON CONFLICT (kind) WHERE kind <> 'kafka' DO NOTHING",
+        (kind, GENESIS),
+    )
+    found = _take_over(connection, "kind = %s", (kind,), name=f"the intake of {kind}", role=role, owner=owner)
+    assert found is not None, "the row was just made, and positions are never removed"
+    return found
+
+
+def _take_over(
+    connection: psycopg.Connection[tuple[Any, ...]],
+    where: str,
+    values: tuple[Any, ...],
+    *,
+    name: str,
+    role: str,
+    owner: str,
+) -> Claim | None:
+    """Count the epoch of a position up and become its owner; None when there is no such position.
+
     A row lock that does not come within `lock_timeout` is held by a stalled owner (no timeout of Postgres
     reaches a client that stands still inside COPY): if the stored backend is still that process, it is
-    terminated and the claim tried again. Commits. Raises WrongWorld when the partition has no position.
+    terminated and the claim tried again. Commits.
     """
     with _login_user(connection, role):
-        (started_at,) = connection.execute(
+        ((started_at,),) = connection.execute(
             "SELECT backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
         ).fetchall()
     for _ in range(_CLAIM_ATTEMPTS):
         try:
             row = connection.execute(
                 "UPDATE stream_positions SET epoch = epoch + 1, owner = %s, owner_pid = pg_backend_pid(), "
-                "owner_started_at = %s "
-                "WHERE topic_uuid = %s AND partition = %s AND retired_at IS NULL "
-                "RETURNING intake_id, epoch, next_offset, next_sequence, chain_head",
-                (owner, started_at[0], topic_uuid, partition),
+                f"owner_started_at = %s WHERE {where} RETURNING intake_id, topic_uuid, partition, epoch, "
+                "next_offset, next_sequence, chain_head, kind",
+                (owner, started_at, *values),
             ).fetchone()
         except LockNotAvailable:
-            _terminate_owner(connection, topic_uuid, partition, role)
+            _terminate_owner(connection, where, values, role)
             continue
         if row is None:
-            raise WrongWorld(
-                f"partition {partition} of the topic has no position; nothing enters without one. "
-                "Run `metering init` (the topic may have been given more partitions)"
-            )
-        return Claim(row[0], topic_uuid, partition, row[1], row[2], row[3], bytes(row[4]))
-    raise Unavailable(f"partition {partition}: its position stays locked by another session")
+            return None
+        return Claim(row[0], row[1], row[2], row[3], row[4], row[5], bytes(row[6]), row[7])
+    raise Unavailable(f"{name}: its position stays locked by another session")
 
 
 def _terminate_owner(
-    connection: psycopg.Connection[tuple[Any, ...]], topic_uuid: UUID, partition: int, role: str
+    connection: psycopg.Connection[tuple[Any, ...]], where: str, values: tuple[Any, ...], role: str
 ) -> None:
     """End the backend that stands in the row as its owner, if it is still the same one."""
     with _login_user(connection, role):
         connection.execute(
             "SELECT pg_terminate_backend(a.pid, 2000) FROM stream_positions p JOIN pg_stat_activity a "
             "ON a.pid = p.owner_pid AND a.backend_start = p.owner_started_at AND a.pid <> pg_backend_pid() "
-            "WHERE p.topic_uuid = %s AND p.partition = %s",
-            (topic_uuid, partition),
+            f"WHERE {where}",
+            values,
         )
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Identity,
     Index,
@@ -151,6 +152,8 @@ stream_positions = Table(
         name="kafka",
     ),
     CheckConstraint("next_offset >= 0 AND next_sequence >= 0 AND epoch >= 0", name="not_negative"),
+    # Kafka has an intake per partition, every other kind one
+    Index("stream_positions_kind_idx", "kind", unique=True, postgresql_where=text("kind <> 'kafka'")),
 )
 batch_ids = Sequence("ingest_batches_batch_id_seq", metadata=metadata, data_type=BigInteger)
 ingest_batches = Table(
@@ -208,6 +211,9 @@ rejects = Table(
     _required("code", Text),
     Column("field", Text),
     _required("detail", Text),
+    # of the record, for a replay; null where it had none or is of before they were kept
+    Column("content_type", Text),
+    Column("appended_at", _instant()),
     postgresql_partition_by="RANGE (rejected_at)",
 )
 conflicts = Table(
@@ -244,6 +250,131 @@ interventions = Table(
     _required("head", LargeBinary),
     CheckConstraint("kind IN ('adopt', 'skip', 'gap', 'resume')", name="kind"),
     CheckConstraint("length(trim(reason)) > 0 AND length(trim(by)) > 0", name="named"),
+)
+
+
+# ---- the other ends of an event: what stands beside a ledger row, in the same transaction ---------------
+
+
+def _event(*more: Any) -> list[Any]:
+    return [
+        _required("event_key", Uuid),
+        _required("source_id", Integer),
+        _required("batch_id", BigInteger),
+        *more,
+        PrimaryKeyConstraint("event_key", "source_id"),
+    ]
+
+
+voids = Table(
+    "voids",
+    metadata,
+    *_event(
+        _required("occurred_at", _instant()),
+        _required("target_key", Uuid),
+        _required("target_source_id", Integer),
+        _required("target_id", Text),
+        _required("side", Text),
+        Column("reason", Text),
+    ),
+    CheckConstraint("side IN ('charge', 'both')", name="side"),
+    Index(None, "target_key", "target_source_id"),
+)
+refusals = Table(
+    "refusals",
+    metadata,
+    *_event(
+        _required("occurred_at", _instant()),
+        _required("customer", Text),
+        _required("request_id", Text),
+        _required("attempt", SmallInteger),
+        _required("reason", Text),
+        *(
+            Column(name, Text)
+            for name in (
+                *("product", "tier_sold", "provider", "model"),
+                *("region", "pool", "project", "seat"),
+            )
+        ),
+        Column("estimated_input_tokens", Integer),
+        Column("estimated_output_tokens", Integer),
+    ),
+    CheckConstraint("reason IN ('customer_limit', 'pool_full')", name="reason"),
+    CheckConstraint("reason <> 'pool_full' OR pool IS NOT NULL", name="pool"),
+)
+heartbeats = Table(
+    "heartbeats",
+    metadata,
+    *_event(
+        _required("occurred_at", _instant()),
+        _required("sequence", BigInteger),
+        _required("complete_until", _instant()),
+    ),
+    CheckConstraint("sequence > 0", name="sequence"),
+    Index(None, "source_id", "occurred_at"),
+)
+settlements = Table(
+    "settlements",
+    metadata,
+    _required("void_key", Uuid),
+    _required("void_source_id", Integer),
+    _required("batch_id", BigInteger),
+    _required("settled_at", _instant(), server_default=text("clock_timestamp()")),
+    _required("outcome", Text),
+    _required("target_key", Uuid),
+    _required("target_source_id", Integer),
+    PrimaryKeyConstraint("void_key", "void_source_id"),
+    CheckConstraint(
+        "outcome IN ('compensated', 'second_void', 'void_of_void', 'void_of_other', 'nonbillable_charge', "
+        "'target_archived')",
+        name="outcome",
+    ),
+)
+adjustments = Table(
+    "adjustments",
+    metadata,
+    *_event(_required("author", Text), _required("reason", Text)),
+    CheckConstraint("length(trim(reason)) > 0 AND length(trim(author)) > 0", name="named"),
+)
+replays = Table(
+    "replays",
+    metadata,
+    _required("reject_id", BigInteger, primary_key=True, autoincrement=False),
+    _required("batch_id", BigInteger),
+    _required("replayed_at", _instant(), server_default=text("clock_timestamp()")),
+)
+batch_sources = Table(
+    "batch_sources",
+    metadata,
+    _required("batch_id", BigInteger),
+    _required("source_id", Integer),
+    *(_required(name, Integer) for name in ("accepted", "duplicate", "conflict", "rejected")),
+    PrimaryKeyConstraint("batch_id", "source_id"),
+    CheckConstraint(
+        "source_id >= 0 AND least(accepted, duplicate, conflict, rejected) >= 0", name="not_negative"
+    ),
+)
+findings = Table(
+    "findings",
+    metadata,
+    _required("kind", Text),
+    _required("subject", Text),
+    _required("sequence", Integer),
+    _required("state", Text),
+    _required("found_at", _instant()),
+    Column("day", Date),
+    Column("customer", Text),
+    _required("details", JSONB),
+    PrimaryKeyConstraint("kind", "subject", "sequence"),
+    CheckConstraint("sequence > 0", name="sequence"),
+    CheckConstraint("state = CASE sequence % 2 WHEN 1 THEN 'opened' ELSE 'resolved' END", name="state"),
+)
+finding_passes = Table(
+    "finding_passes",
+    metadata,
+    _required("day", Date, primary_key=True),
+    _required("watermark_id", BigInteger),
+    _required("passed_at", _instant(), server_default=text("clock_timestamp()")),
 )
 
 # ---- derived: rollups and points of knowledge ----------------------------------------------------------
