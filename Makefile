@@ -37,7 +37,7 @@ demo: $(VENV)/.for-use ## The story: real servers, a day of events, margin, capa
 	@$(BIN)/metering demo $(ARGS)
 
 test: setup ## The whole test suite on a real Postgres and a real Kafka
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: setup ## ruff: mistakes and formatting
 	$(BIN)/ruff check .

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("METERING_SANDBOX_CACHE") or CHECKOUT / "var" / "cache").absolute()
 SESSIONS_MAX = 20
+#: Processes of `-n auto`: each has servers of its own, about 0.8 GiB together.
+PROCESSES_MAX = 4
 
 # The settings of whoever runs the tests, and the addresses of their sandbox, are theirs alone.
 for variable in [name for name in os.environ if name.upper().startswith("METERING_")]:
@@ -29,6 +31,12 @@ Settings.model_config["env_file"] = None
 
 hypothesis.settings.register_profile("metering", deadline=None)
 hypothesis.settings.load_profile("metering")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means here: as many processes as cores, at least two, for much of a test is waiting."""
+    return min(PROCESSES_MAX, max(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,8 @@ LEAST: dict[str, Any] = {
         "usage": {"input_tokens": 1, "output_tokens": 2},
     },
 }
-_ABSENT = object()
+#: Ellipsis: an object whose name in a test is the same in every process.
+_ABSENT = ...
 
 
 def changed(event: dict[str, Any], **changes: Any) -> dict[str, Any]:
