@@ -109,15 +109,22 @@ class Ingest:
     # ---- claiming ----------------------------------------------------------------------------------------
 
     def _claim_pending(self) -> None:
-        for partition in self._consumer.pending():
-            self._same_topic()
-            claim = positions.claim(
-                self._connection,
-                self._topic.uuid,
-                partition,
-                role=f"{self._settings.role_prefix}ingest",
-                owner=self._owner,
+        pending = self._consumer.pending()
+        if not pending:
+            return
+        self._same_topic()
+        role = f"{self._settings.role_prefix}ingest"
+        claims = {
+            partition: positions.claim(
+                self._connection, self._topic.uuid, partition, role=role, owner=self._owner
             )
+            for partition in pending
+        }
+        # before anything is fetched: an idle partition too says at once that its log does not reach our position
+        self._admin.check_positions(
+            self._topic, {partition: claim.next_offset for partition, claim in claims.items()}
+        )
+        for partition, claim in claims.items():
             generation = self._consumer.start(partition, claim.next_offset)
             if generation is None:
                 self._held.pop(partition, None)

@@ -1,12 +1,16 @@
 """Commands that bring up and tend the ledger: init, partitions, stream, settings."""
 
 import os
+import sys
 from datetime import date
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from metering.errors import BadInput
+
+if TYPE_CHECKING:
+    from workers.interventions import Move
 
 #: Variables that say where the sandbox keeps its data and its jars; not settings of the program.
 OF_THE_SANDBOX: Final = frozenset({"METERING_SANDBOX_DIR", "METERING_SANDBOX_CACHE"})
@@ -85,6 +89,60 @@ def resume(
     from workers import provision
 
     typer.echo(provision.resume_source(settings(), source, reason), err=True)
+
+
+@stream_app.command("skip")
+def skip(
+    partition: int = typer.Argument(min=0, help="The partition whose position moves."),
+    to: int = typer.Option(..., "--to", metavar="OFFSET", min=0, help="The first offset to read again."),
+    reason: str = typer.Option(..., "--reason", help="Why; kept for good."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do it without asking."),
+) -> None:
+    """Move a position past records that cannot be read, after showing what is skipped."""
+    from metering.settings import settings
+    from workers import interventions
+
+    _move(interventions.plan_skip(settings(), partition, to), reason, yes)
+
+
+@stream_app.command("gap")
+def gap(
+    partition: int = typer.Argument(min=0, help="The partition whose log does not hold our position."),
+    reason: str = typer.Option(..., "--reason", help="Why; kept for good."),
+    to: int | None = typer.Option(
+        None,
+        "--to",
+        metavar="OFFSET",
+        min=0,
+        help="Go on there (default: the log's first offset or, where it was truncated below us, its end).",
+    ),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Do it without asking."),
+) -> None:
+    """Go on where the log no longer holds our position, after showing what is lost."""
+    from metering.settings import settings
+    from workers import interventions
+
+    _move(interventions.plan_gap(settings(), partition, to), reason, yes)
+
+
+def _move(planned: "Move", reason: str, yes: bool) -> None:
+    from metering.delivery.tables import printable
+    from metering.settings import settings
+    from metering.store.positions import checked_reason
+    from workers import interventions
+
+    checked_reason(reason)
+    for line in planned.lines:
+        typer.echo(printable(line))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInput(
+                "there is no terminal to ask on; nothing was done. Read what it says, then give --yes"
+            )
+        if not typer.confirm("Do this?", err=True):
+            typer.echo("nothing was done", err=True)
+            raise typer.Exit(1)
+    typer.echo(interventions.apply(settings(), planned, reason), err=True)
 
 
 def show_settings() -> None:

@@ -143,6 +143,107 @@ def adopt(
     return added
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the intake of a partition stands, and until when its last batches were appended to the log."""
+
+    intake_id: int
+    topic: str
+    topic_uuid: UUID
+    partition: int
+    next_offset: int
+    next_sequence: int
+    appended_until: datetime | None
+
+
+def place(connection: Connection, topic_uuid: UUID, partition: int) -> Place:
+    """Where a partition in use stands. Raises BadInput for one that has no position."""
+    row = connection.execute(
+        text(
+            "SELECT intake_id, topic, topic_uuid, partition, next_offset, next_sequence, "
+            "(SELECT appended_until FROM ingest_batches b WHERE b.intake_id = p.intake_id "
+            "AND appended_until IS NOT NULL ORDER BY sequence DESC LIMIT 1) AS appended_until "
+            "FROM stream_positions p "
+            "WHERE topic_uuid = :uuid AND partition = :partition AND retired_at IS NULL"
+        ),
+        {"uuid": topic_uuid, "partition": partition},
+    ).one_or_none()
+    if row is None:
+        known = connection.execute(
+            text("SELECT min(partition), max(partition) FROM stream_positions WHERE topic_uuid = :uuid"),
+            {"uuid": topic_uuid},
+        ).one()
+        raise BadInput(
+            f"partition {partition} of the topic has no position"
+            + ("" if known[0] is None else f"; there are {known[0]} to {known[1]}")
+        )
+    return Place(*row)
+
+
+def move(connection: Connection, at: Place, to_offset: int, kind: str, *, by: str, reason: str) -> int:
+    """Move a position by hand, from where it was seen to `to_offset`; returns the intervention's number.
+
+    Whoever holds the claim is fenced: what it has read and not appended is not appended any more. The
+    intervention names the batch before which the position jumps, and both offsets: `verify` accepts this
+    jump and no other. The caller commits; if the process dies before that, nothing has changed. Raises
+    BadInput when the position has moved since it was seen.
+    """
+    moved = connection.execute(
+        text(
+            "UPDATE stream_positions SET next_offset = :to, epoch = epoch + 1 WHERE intake_id = :intake_id "
+            "AND next_offset = :next_offset AND next_sequence = :next_sequence AND retired_at IS NULL"
+        ),
+        {"to": to_offset, **vars(at)},
+    ).rowcount
+    if moved != 1:
+        raise BadInput(
+            f"the position of partition {at.partition} has moved since offset {at.next_offset} was seen; nothing was "
+            "done. Look again: a worker may have got past it by itself"
+        )
+    details = {
+        "intake_id": at.intake_id,
+        "topic": at.topic,
+        "partition": at.partition,
+        "sequence": at.next_sequence,
+        "from_offset": at.next_offset,
+        "to_offset": to_offset,
+    }
+    return intervene(connection, kind, by=by, reason=reason, details=details)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A position moved by hand, before the batch of `sequence`."""
+
+    intervention_id: int
+    sequence: int
+    from_offset: int
+    to_offset: int
+
+
+def jumps(connection: Connection) -> dict[int, list[Jump]]:
+    """The recorded moves of every intake, in the order in which they were made."""
+    rows = connection.execute(
+        text(
+            "SELECT (details->>'intake_id')::int AS intake_id, intervention_id, "
+            "(details->>'sequence')::bigint AS sequence, (details->>'from_offset')::bigint AS from_offset, "
+            "(details->>'to_offset')::bigint AS to_offset FROM interventions "
+            "WHERE kind IN ('skip', 'gap') AND details ? 'to_offset' ORDER BY intervention_id"
+        )
+    )
+    found: dict[int, list[Jump]] = {}
+    for intake_id, *jump in rows:
+        found.setdefault(intake_id, []).append(Jump(*jump))
+    return found
+
+
+def checked_reason(reason: str) -> str:
+    """A reason that can stand in the record. Raises BadInput for an empty one or one of several lines."""
+    if not reason.strip() or not reason.isprintable():
+        raise BadInput("--reason must be one line of printable text that says why; it is kept for good")
+    return reason.strip()
+
+
 def intervene(connection: Connection, kind: str, *, by: str, reason: str, details: Mapping[str, Any]) -> int:
     """Append an intervention: who did what, why, to which offsets; chained to the one before."""
     connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('interventions'))"))

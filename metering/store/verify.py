@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, text
 
 from metering.frames import SUMS
 from metering.meters import METERS
-from metering.store import books, rehash, watermarks
+from metering.store import books, positions, rehash, watermarks
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.rollups import open_interval
 
@@ -90,15 +90,23 @@ def _count_difference(row: Row[Any]) -> str:
 
 
 def _batch_heads(connection: Connection) -> Check:
-    """Per intake: sequences and offsets without gaps, heads that follow, up to the intake's position."""
+    """Per intake: sequences without gaps, heads that follow, up to the intake's position.
+
+    Offsets without gaps too, but for those that an intervention names, each once and in order.
+    """
     walked: dict[int, tuple[int, int | None, bytes]] = {}
+    jumps = positions.jumps(connection)
     count, difference = 0, None
     for row in connection.execute(text(_BATCHES).execution_options(yield_per=10_000)):
         count += 1
-        difference = difference or _head_difference(row, *walked.get(row.intake_id, (0, None, GENESIS)))
+        sequence, offset, last = walked.get(row.intake_id, (0, None, GENESIS))
+        offset, astray = _jumped(jumps, row.intake_id, sequence, offset)
+        difference = difference or astray or _head_difference(row, sequence, offset, last)
         walked[row.intake_id] = (row.sequence + 1, row.next_offset, bytes(row.head))
     for position in connection.execute(text("SELECT * FROM stream_positions ORDER BY intake_id")):
         sequence, offset, last = walked.get(position.intake_id, (0, None, GENESIS))
+        offset, astray = _jumped(jumps, position.intake_id, sequence, offset)
+        difference = difference or astray
         found = (position.next_sequence, position.next_offset, bytes(position.chain_head))
         if difference is None and found != (
             sequence,
@@ -109,7 +117,30 @@ def _batch_heads(connection: Connection) -> Check:
                 f"intake {position.intake_id} stands at sequence {found[0]}, offset {found[1]}, head "
                 f"{found[2].hex()[:16]}; its batches end at {sequence}, {offset}, {last.hex()[:16]}"
             )
+    for intake_id, left in sorted(jumps.items()):
+        if left:
+            difference = difference or (
+                f"intervention {left[0].intervention_id} moves intake {intake_id} at sequence {left[0].sequence} from "
+                f"offset {left[0].from_offset} to {left[0].to_offset}, which its batches do not show"
+            )
     return Check("batch chain", f"{count:,} heads of {len(walked):,} intakes", difference)
+
+
+def _jumped(
+    jumps: dict[int, list[positions.Jump]], intake_id: int, sequence: int, offset: int | None
+) -> tuple[int | None, str | None]:
+    """The offset after the recorded moves before a batch, which are taken out of `jumps`, and what is wrong."""
+    left = jumps.get(intake_id, [])
+    difference = None
+    while left and left[0].sequence == sequence:
+        jump = left.pop(0)
+        if offset is not None and jump.from_offset != offset:
+            difference = difference or (
+                f"intervention {jump.intervention_id} moves intake {intake_id} from offset {jump.from_offset} on; "
+                f"before batch {sequence} it stood at {offset}"
+            )
+        offset = jump.to_offset
+    return offset, difference
 
 
 def _head_difference(row: Row[Any], sequence: int, offset: int | None, previous: bytes) -> str | None:

@@ -18,7 +18,7 @@ from kafka.structs import OffsetAndMetadata
 
 from metering.errors import Unavailable, WrongWorld
 from metering.settings import Settings
-from metering.stream.topics import instant_of, kafka_errors
+from metering.stream.topics import instant_of, kafka_errors, outside_log
 
 #: Where an assigned partition waits, paused, until its position is claimed: without one poll() raises.
 _PLACEHOLDER = 0
@@ -213,23 +213,20 @@ class Consumer:
         return offset
 
     def _out_of_range(self, error: KafkaError) -> str:
-        """Name the position we need and what the log still holds, per partition where they disagree."""
+        """Name the position we need and what the log holds, for the first partition where they disagree."""
         try:
             started = [TopicPartition(self._topic, partition) for partition in sorted(self.owned())]
             first = self._kafka.beginning_offsets(started, timeout_ms=5_000)
             last = self._kafka.end_offsets(started, timeout_ms=5_000)
-            facts = "; ".join(
-                f"partition {at.partition}: our position {position}, the log holds {first[at]} to {last[at]}"
-                for at in started
-                if (position := self._position(at.partition)) is not None
-                and not first[at] <= position <= last[at]
-            )
         except KafkaError as second:
-            facts = f"the log's bounds could not be asked: {second}"
-        return (
-            f"topic '{self._topic}' no longer holds our position ({facts or error}): records were removed before they "
-            "were read, or the log was truncated. Nothing was skipped; a person has to decide how to go on"
-        )
+            return f"topic '{self._topic}' does not hold our position: {error} (its bounds: {second})"
+        for at in started:
+            position = self._position(at.partition)
+            if position is not None and (
+                wrong := outside_log(self._topic, at.partition, position, first[at], last[at])
+            ):
+                return wrong
+        return f"topic '{self._topic}' did not hold our position when it was asked: {error}; start the worker again"
 
     def commit_advisory(self, offsets: dict[int, int]) -> None:
         """Tell the group how far we are, for lag displays. Never read back, never waited for."""

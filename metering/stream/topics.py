@@ -1,6 +1,6 @@
 """The topic: whether it is there, which one it is, how far each partition reaches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -126,6 +126,14 @@ class Admin:
             self._client.wait_for_topics([self._settings.kafka_topic])
         return self.get(), True
 
+    def check_positions(self, topic: Topic, positions: Mapping[int, int]) -> None:
+        """Raise WrongWorld where a position (by partition) lies outside of the log, naming the offsets of both."""
+        first, end = self.offsets(topic, earliest=True), self.offsets(topic, undecided=True)
+        for partition, position in sorted(positions.items()):
+            wrong = outside_log(topic.name, partition, position, first[partition], end[partition])
+            if wrong is not None:
+                raise WrongWorld(wrong)
+
     def offsets(self, topic: Topic, *, earliest: bool = False, undecided: bool = False) -> dict[int, int]:
         """Per partition: the offset after the last committed record, or the first offset still kept.
 
@@ -137,6 +145,21 @@ class Admin:
             level = IsolationLevel.READ_UNCOMMITTED if undecided else IsolationLevel.READ_COMMITTED
             answer = self._client.list_partition_offsets(asked, isolation_level=level)
         return {at.partition: found.offset for at, found in answer.items()}
+
+
+def outside_log(topic: str, partition: int, position: int, first: int, end: int) -> str | None:
+    """What is wrong with a position that the log of a partition, offsets [first, end), does not reach; None: nothing."""
+    if first <= position <= end:
+        return None
+    why = (
+        f"lies before the first offset that the log still holds, {first}: records were removed before they were read"
+        if position < first
+        else f"lies beyond the end of the log, {end}: the log was truncated or restored, or the database is another one"
+    )
+    return (
+        f"partition {partition} of topic '{topic}': our position {position} {why}. Nothing was skipped; a person has to "
+        f"decide. To go on with what the log holds: `metering stream gap {partition} --reason ...`"
+    )
 
 
 def instant_of(timestamp_ms: int) -> datetime:
