@@ -92,6 +92,18 @@ class Settings(BaseSettings):
     )
     fold_batches_max: int = Field(50, ge=1, description="most batches folded in one transaction")
     pin_interval_seconds: int = Field(900, ge=1, description="how often the fold pins a watermark")
+    settle_interval_seconds: float = Field(
+        1.0, gt=0, description="how often settle looks for voids whose events are there"
+    )
+    settle_voids_max: int = Field(2_000, ge=1, description="most voids settled in one transaction")
+    unmatched_void_seconds: int = Field(
+        86_400, ge=0, description="how long a void may wait for its event before that is a finding"
+    )
+    findings_interval_seconds: float = Field(60.0, gt=0, description="how often settle looks for findings")
+    findings_per_day_max: int = Field(
+        10_000, ge=1, description="most requests of one day that findings name; the others are counted"
+    )
+    adjustments_max: int = Field(10_000, ge=1, description="most adjustments in one file")
     evaluate_interval_seconds: float = Field(
         60.0, gt=0, description="how often the alert rules are evaluated"
     )

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import psycopg
 
-from metering.events.identity import event_keys, series_digest, uuid7_text
+from metering.events.identity import event_keys, request_keys, series_digest, uuid7_text
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
@@ -30,7 +30,10 @@ def instant(text: str) -> datetime:
 
 @dataclass(frozen=True)
 class Event:
-    """One event as a test names it; `tokens` are uncached input and output, `compensates` negates them."""
+    """One event as a test names it; `tokens` are uncached input and output, `compensates` negates them.
+
+    `voids` makes it a void: of the event with that id, of `voids_source`, on the given `side`.
+    """
 
     at: str
     tokens: tuple[int, int] = (100, 10)
@@ -46,6 +49,12 @@ class Event:
     project: str = ""
     duration_ms: int = -1
     meters: dict[str, int] = field(default_factory=dict)
+    request: str | None = None  # None: one of its own
+    attempt: int = 0
+    nonbillable_reason: int = 0
+    voids: str | None = None
+    voids_source: str = "gateway"
+    side: str = "charge"
 
     @property
     def dimensions(self) -> tuple[str | int | None, ...]:
@@ -108,6 +117,7 @@ class Ledger:
             batch_id = self.execute("SELECT nextval('ingest_batches_batch_id_seq')")[0][0]
             rows, texts = self._rows(events, batch_id)
             self._copy(rows, texts)
+            self._void(events, rows, batch_id)
             root = batch_root(
                 rows,
                 series=aligned(rows["series_id"], self._named["series"]),
@@ -168,13 +178,20 @@ class Ledger:
             sign = -1 if event.compensates else 1
             row = rows[at]
             row["request_key"] = numbers[at].to_bytes(16, "big")
+            if event.request is not None:
+                named = request_keys(pl.Series([event.customer]), pl.Series([event.request]))
+                row["request_key"] = named.tobytes()
+            row["attempt"] = event.attempt
+            row["nonbillable_reason"] = event.nonbillable_reason
             row["occurred_at"] = (instant(event.at) - _EPOCH).total_seconds() * 1_000_000
             row["digest"] = numbers[at]
             row["source_id"] = sign * self._id("source", event.source)
-            row["series_id"] = self._series(event)
+            row["series_id"] = 0 if event.voids else self._series(event)
             row["project_id"] = self._id("project", event.project) if event.project else 0
             row["duration_ms"] = event.duration_ms
-            row["event_type"] = event.event_type
+            row["event_type"] = 2 if event.voids else event.event_type
+            if event.voids:
+                continue
             amounts = {
                 "uncached_input_tokens": event.tokens[0],
                 "output_tokens": event.tokens[1],
@@ -189,6 +206,19 @@ class Ledger:
             columns = ", ".join(COPY_COLUMNS)
             with cursor.copy(f"COPY usage_events ({columns}) FROM STDIN (FORMAT binary)") as copy:
                 copy.write(to_copy_binary(rows, texts))
+
+    def _void(self, events: Sequence[Event], rows: Rows, batch_id: int) -> None:
+        for at, event in enumerate(events):
+            if event.voids is None:
+                continue
+            own = rows["event_key"][at : at + 1].tobytes()
+            target = event_keys(pl.Series([event.voids], dtype=pl.String)).keys.tobytes()
+            self.execute(
+                "INSERT INTO voids (event_key, source_id, batch_id, occurred_at, target_key, target_source_id, "
+                "target_id, side) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+                uuid.UUID(bytes=own), int(rows["source_id"][at]), batch_id, instant(event.at), uuid.UUID(bytes=target),
+                self._id("source", event.voids_source), event.voids, event.side,
+            )  # fmt: skip
 
     def _id(self, name: str, text: str) -> int:
         self.execute(f"INSERT INTO {name}s ({name}) VALUES (%s) ON CONFLICT DO NOTHING", text)

@@ -2,7 +2,9 @@
 
 import typer
 
-app = typer.Typer(help="Run a worker. Any number of `ingest`; one `fold`.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run a worker. Any number of `ingest`; one `fold`, one `settle`.", no_args_is_help=True
+)
 
 _UNTIL_IDLE = typer.Option(False, "--until-idle", help="Stop when there is nothing left to do.")
 
@@ -27,6 +29,17 @@ def fold(until_idle: bool = _UNTIL_IDLE) -> None:
     """Fold new ledger rows into the rollups, every second when there is something new."""
     from metering.settings import settings
     from workers import fold as worker
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    worker.run(settings=settings(), until_idle=until_idle)
+
+
+@app.command("settle")
+def settle(until_idle: bool = _UNTIL_IDLE) -> None:
+    """Join voids and the events they name, append what takes those back, and look for findings."""
+    from metering.settings import settings
+    from workers import settle as worker
     from workers.loop import configure_logging
 
     configure_logging(settings())
