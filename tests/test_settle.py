@@ -1,23 +1,16 @@
 """Settle: a void takes back what it names, once, whenever either comes; whatever is wrong becomes a finding."""
 
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from metering.core.settling import outcome
 from metering.periods import parse_period
 from metering.settings import Settings, read_settings
-from metering.store import findings, positions, postgres
+from metering.store import postgres
 from metering.store.verify import verify
 from tests.ledger_builder import Event, Ledger, instant
 from tests.test_report_commands import apply
