@@ -71,11 +71,19 @@ class Settings(BaseSettings):
         0.5, gt=0, le=1, description="share of rejects at which a source is stopped"
     )
     reject_window_events_min: int = Field(
-        5_000, ge=1, description="events of a source seen before its reject ratio counts"
+        5_000,
+        ge=1,
+        description="events after which a source is judged; as many rejects and nothing else stop the whole topic",
+    )
+    source_windows_max: int = Field(
+        10_000, ge=1, description="sources whose rejects a worker counts at a time"
     )
     series_cache_entries_max: int = Field(500_000, ge=1, description="series that a worker remembers")
     series_new_per_batch_max: int = Field(
         5_000, ge=1, description="new series in one batch before their source is stopped"
+    )
+    series_new_ratio_max: float = Field(
+        0.9, gt=0, le=1, description="share of events with a new series at which their source is stopped"
     )
 
     session_timeout_ms: int = Field(45_000, ge=6_000, description="Kafka session timeout of a worker")

@@ -19,7 +19,7 @@ from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
 from sqlalchemy import text
 
-from metering.errors import Fenced, WrongWorld
+from metering.errors import BadInput, Fenced, WrongWorld
 from metering.settings import Settings
 from metering.store import positions, postgres
 from metering.store.chain import GENESIS
@@ -346,6 +346,80 @@ def test_a_source_that_sends_mostly_rejects_is_stopped_and_the_others_go_on(
     codes = Counter(row[0] for row in database.execute("SELECT code FROM rejects"))
     assert codes == {"counts_contradict": 30, "source_stopped": 1}
     assert ids(database) == sorted([event_id("good", at), event_id("good too", at)])
+
+
+def test_a_source_that_makes_a_new_series_with_every_event_is_stopped_however_small_its_batches(
+    ready: Settings, database: psycopg.Connection[Any]
+) -> None:
+    at = NOW - timedelta(hours=1)
+    strict = ready.model_copy(update={"reject_window_events_min": 20, "batch_records_max": 3})
+    runaway = [
+        [event(n, at, source="runaway", data__model_served=f"m-{n}"), event(f"good-{n}", at)]
+        for n in range(40)
+    ]
+    produce(ready, runaway, partition=0)
+    ingest.work(strict, until_idle=True)
+    assert database.execute("SELECT source, reason FROM source_stops").fetchall() == [
+        ("runaway", "100% of its last 21 events had a series that nobody had used before")
+    ]
+    assert database.execute("SELECT count(*), min(code) FROM rejects").fetchone() == (19, "source_stopped")
+    assert outcome(database)["accepted"] == 61
+
+
+def test_the_topic_is_stopped_only_when_every_event_is_bad_and_goes_on_only_by_an_intervention(
+    ready: Settings, database: psycopg.Connection[Any]
+) -> None:
+    """Bytes without a source count to the topic; what another worker accepts meanwhile holds the brake off."""
+    at = NOW - timedelta(hours=1)
+    strict = ready.model_copy(update={"reject_window_events_min": 20, "batch_records_max": 5})
+    produce(ready, [b"{"] * 19 + [[event("good", at)]] + [b"{"] * 19, partition=0)
+    ingest.work(strict, until_idle=True)
+    assert database.execute("SELECT count(*) FROM source_stops").fetchone() == (0,)
+
+    with ingest.opened(strict) as worker:
+
+        def step_to(rejected: int) -> None:
+            while worker.counts["rejected"] < rejected:
+                worker.step()
+
+        produce(ready, [b"{"] * 10, partition=0)
+        step_to(10)
+        # a batch of another worker, as far as the table tells
+        database.execute("UPDATE ingest_batches SET committed_at = clock_timestamp() WHERE accepted = 1")
+        produce(ready, [b"{"] * 10, partition=0)
+        step_to(20)
+        assert database.execute("SELECT count(*) FROM source_stops").fetchone() == (0,)
+        produce(ready, [b"{"] * 30, partition=0)
+        stopped = r"is stopped: its last \d+ events were rejects.*stream resume --topic"
+        with pytest.raises(WrongWorld, match=stopped):
+            step_to(50)
+    assert worker.counts["rejected"] in range(40, 46)
+    before = state(database)
+    for _ in range(2):
+        with pytest.raises(WrongWorld, match="is stopped"):
+            ingest.work(strict, until_idle=True)
+    assert state(database) == before, "nothing more is read"
+    assert database.execute("SELECT source FROM source_stops").fetchall() == [("",)]
+    with pytest.raises(BadInput, match="source 'gateway-1' is not stopped"):
+        provision.resume_source(ready, "gateway-1", "it was mended")
+    assert "topic 'test-" in provision.resume_source(ready, "", "the codec was mended")
+    produce(ready, [[event("mended", at)]], partition=0)
+    ingest.work(ready, until_idle=True)
+    assert ids(database) == sorted([event_id("good", at), event_id("mended", at)])
+    with pytest.raises(BadInput, match="is not stopped"):
+        provision.resume_source(ready, "", "again")
+
+
+def test_a_batch_that_is_halved_counts_once(ready: Settings, database: psycopg.Connection[Any]) -> None:
+    at = NOW - timedelta(hours=1)
+    database.execute("ALTER TABLE usage_events ADD CONSTRAINT never_13 CHECK (output_tokens <> 13)")
+    strict = ready.model_copy(update={"reject_window_events_min": 16})
+    bad = [[event(f"bad-{n}", at, usage__cache_read_tokens=1000)] for n in range(6)]
+    good = [[event(n, at, usage__output_tokens=n)] for n in range(12, 15)]
+    produce(ready, bad + good, partition=0)
+    ingest.work(strict, until_idle=True)
+    assert outcome(database)["rejected"] == 7
+    assert database.execute("SELECT count(*) FROM source_stops").fetchone() == (0,), "9 events, 7 of them bad"
 
 
 def test_a_topic_made_again_stops_the_worker_until_it_is_adopted(

@@ -88,7 +88,6 @@ class Batching:
             if stopped.height:
                 rejects.append(refuse(raw, events=decoded.events, refused=stopped))
             all_rejects = pl.concat(rejects).sort("record", "index")
-            self._brake.count(events, all_rejects)
         return self._split(fetched, claims, ends, raw, events, all_rejects, decoded.unknown_fields)
 
     def _split(

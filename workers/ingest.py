@@ -261,6 +261,8 @@ class Ingest:
                 self._let_go(part.partition)
             return
         self._settle(fetched, appended)
+        # not before: a batch that was fenced or halved would count twice
+        self._brake.count(parts)
 
     def _written(self, parts: list[Part]) -> list[Appended]:
         """Append; tried again where another worker stood in the way: nothing was written, the claims stand."""

@@ -306,7 +306,10 @@ def _stopped(at: datetime, stopped: Sequence[store.StoppedSource]) -> Fact:
     values = {"stopped": [asdict(source) for source in stopped]}
     if not stopped:
         return Fact("sources", "none is stopped", "good", values)
-    names = [f"{source.source} ({ago(at, source.stopped_at)}: {source.reason})" for source in stopped]
+    names = [
+        f"{source.source or 'the whole topic'} ({ago(at, source.stopped_at)}: {source.reason})"
+        for source in stopped
+    ]
     return Fact(
         "sources", f"stopped: {'; '.join(names)}: resume with `metering stream resume`", "bad", values
     )

@@ -79,9 +79,9 @@ def adopt_topic(settings: Settings, reason: str) -> Iterator[str]:
 
 
 def resume_source(settings: Settings, source: str, reason: str) -> str:
-    """Let a stopped source go on; recorded as an intervention."""
-    if not reason.strip():
-        raise BadInput("--reason is empty; say what was found and mended")
+    """Let a stopped source, or TOPIC as a whole, go on; recorded as an intervention."""
+    reason = positions.checked_reason(reason)
+    name = f"source '{source}'" if source else f"topic '{settings.kafka_topic}'"
     with database_errors(), postgres.connect(settings, "operator") as connection:
         schema.check_version(connection)
         stopped = connection.execute(
@@ -92,14 +92,17 @@ def resume_source(settings: Settings, source: str, reason: str) -> str:
         ).one_or_none()
         connection.rollback()
         if stopped is None or not stopped.stopped:
-            raise BadInput(f"source '{source}' is not stopped; `metering report now` lists those that are")
+            raise BadInput(f"{name} is not stopped; `metering report now` lists what is")
         with connection.begin():
             number = positions.intervene(
                 connection,
                 "resume",
                 by=positions.operator_name(),
                 reason=reason,
-                details={"source": source, "stopped_for": stopped.reason},
+                details={
+                    **({"source": source} if source else {"topic": settings.kafka_topic}),
+                    "stopped_for": stopped.reason,
+                },
             )
             connection.execute(
                 text(
@@ -108,4 +111,4 @@ def resume_source(settings: Settings, source: str, reason: str) -> str:
                 ),
                 {"source": source, "reason": reason, "number": number},
             )
-    return f"source '{source}' goes on; recorded as intervention {number}"
+    return f"{name} goes on; recorded as intervention {number}"

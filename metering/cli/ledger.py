@@ -81,13 +81,16 @@ def adopt(
 
 @stream_app.command("resume")
 def resume(
-    source: str = typer.Argument(help="The source that was stopped."),
-    reason: str = typer.Option(..., "--reason", help="What was found and mended."),
+    source: str = typer.Argument("", help="The source that was stopped.", show_default=False),
+    reason: str = typer.Option(..., "--reason", help="What was found and mended; kept for good."),
+    topic: bool = typer.Option(False, "--topic", help="In place of a source: the topic as a whole."),
 ) -> None:
-    """Let a stopped source go on."""
+    """Let a stopped source, or the topic, go on. What it sent meanwhile: `metering rejects replay`."""
     from metering.settings import settings
     from workers import provision
 
+    if bool(source) == topic:
+        raise BadInput("give a source, or --topic for the topic as a whole")
     typer.echo(provision.resume_source(settings(), source, reason), err=True)
 
 
