@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import psycopg
 
-from metering.core.settling import Side
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.store.ledger import EVENT_TYPES
@@ -47,7 +46,7 @@ class OpenVoid:
 
     void_key: UUID
     void_source_id: int
-    side: Side
+    side: Literal["charge", "both"]
     target_key: UUID
     target_source_id: int
     taken_back: bool
