@@ -63,15 +63,15 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 def test_edges_of_minutes_and_quarters_and_what_counts() -> None:
     rows = read(
         """
-        occurred_at                | series_id | compensating | uncached_input_tokens | output_tokens
-        2026-10-31 09:59:59.999999 | 2         | no           | 1                     | 10
-        2026-10-31 10:00:00        | 2         | no           | 2                     | 20
-        2026-10-31 10:00:59.999999 | 3         | no           | 4                     | 40
-        2026-10-31 10:01:00        | 2         | no           | 8                     | 80
-        2026-10-31 10:14:59.999999 | 1         | no           | 16                    | 160
-        2026-10-31 10:15:00        | 1         | no           | 32                    | 320
-        2026-10-31 10:00:30        | 4         | yes          | -2                    | -20
-        2026-10-31 10:00:31        | 2         | yes          | -2                    | -20
+        occurred_at                | series_id | requests     | uncached_input_tokens | output_tokens
+        2026-10-31 09:59:59.999999 | 2         | 1            | 1                     | 10
+        2026-10-31 10:00:00        | 2         | 1            | 2                     | 20
+        2026-10-31 10:00:59.999999 | 3         | 1            | 4                     | 40
+        2026-10-31 10:01:00        | 2         | 1            | 8                     | 80
+        2026-10-31 10:14:59.999999 | 1         | 1            | 16                    | 160
+        2026-10-31 10:15:00        | 1         | 1            | 32                    | 320
+        2026-10-31 10:00:30        | 4         | -1           | -2                    | -20
+        2026-10-31 10:00:31        | 2         | -1           | -2                    | -20
         """,
         FOLDABLE,
     )
@@ -107,7 +107,7 @@ def test_nothing_folds_to_nothing() -> None:
 
 
 def test_a_row_of_an_unknown_series_is_refused() -> None:
-    rows = read("occurred_at | series_id | compensating\n2026-10-31 | 9 | no", FOLDABLE)
+    rows = read("occurred_at | series_id | requests\n2026-10-31 | 9 | 1", FOLDABLE)
     with pytest.raises(AssertionError, match="no series 9"):
         fold(rows, SERIES)
 
@@ -116,7 +116,7 @@ def test_the_largest_quantities_do_not_wrap() -> None:
     largest = 2**31 - 1
     rows = pl.concat(
         [
-            read("occurred_at | series_id | compensating\n2026-10-31 | 2 | no", FOLDABLE).with_columns(
+            read("occurred_at | series_id | requests\n2026-10-31 | 2 | 1", FOLDABLE).with_columns(
                 pl.lit(largest, pl.Int32).alias(meter) for meter in METERS
             )
         ]

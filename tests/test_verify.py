@@ -212,3 +212,14 @@ def test_the_command_exits_with_1_at_a_difference(
     assert (pinned.exit_code, pinned.stdout) == (0, "3\n")
     listed = CliRunner().invoke(app, ["watermark", "list"])
     assert "by a test" in listed.stdout
+
+
+def test_adjustments_count_their_quantities_and_no_request(settings: Settings, ledger: Ledger) -> None:
+    at = "2026-10-31 10:00:00"
+    up, down = (Event(at, (50, 5), event_type=6, compensates=sign) for sign in (False, True))
+    ledger.batch(ledger.intake(), [Event(at), up, Event(at, compensates=True, event_type=5), down, up])
+    worker.run(until_idle=True, settings=settings)
+    assert ledger.execute("SELECT requests, uncached_input_tokens, output_tokens FROM usage_quarters") == [
+        (0, 50, 5)
+    ]
+    assert found(settings) == {}

@@ -1,9 +1,9 @@
 """Folding: ledger rows in, sums per quarter hour and series and per minute and pool out.
 
-A row counts one request (a compensating row takes one away) and its meters, on the minute and the quarter
-hour in which it ended: an instant on an edge begins its own. Sums are exact and add up in any order and
-grouping: the fold of two halves, added, is the fold of the whole. Nothing but ledger rows and their series
-is looked at, so that a rebuild gives what the live fold gave.
+A row counts its requests (usage one, a compensating row takes one away, an adjustment none) and its meters,
+on the minute and the quarter hour in which it ended: an instant on an edge begins its own. Sums are exact
+and add up in any order and grouping: the fold of two halves, added, is the fold of the whole. Nothing but
+ledger rows and their series is looked at, so that a rebuild gives what the live fold gave.
 """
 
 from typing import Final
@@ -17,13 +17,13 @@ from metering.meters import METERS
 ROWS_MAX: Final = 2**32
 
 _BIGINTS: Final = {"requests": pl.Int64, **dict.fromkeys(METERS, pl.Int64)}
-#: Ledger rows that count: usage, and what takes usage back.
+#: Ledger rows that count: usage, what takes usage back (-1 request), and adjustments (0 requests).
 FOLDABLE: Final = Frame(
     "FOLDABLE",
     {
         "occurred_at": INSTANT,
         "series_id": pl.Int32,
-        "compensating": pl.Boolean,
+        "requests": pl.Int32,
         **dict.fromkeys(METERS, pl.Int32),
     },
 )
@@ -80,8 +80,7 @@ def fold(rows: pl.DataFrame, series: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
     minutes = (
         rows.with_columns(
             pl.col("occurred_at").dt.truncate("1m").alias("minute"),
-            pl.when("compensating").then(-1).otherwise(1).cast(pl.Int64).alias("requests"),
-            *(pl.col(meter).cast(pl.Int64) for meter in METERS),
+            *(pl.col(name).cast(pl.Int64) for name in _BIGINTS),
         )
         .group_by("minute", "series_id")
         .agg(_SUMS)

@@ -84,23 +84,35 @@ def batch_root(
     no project or no seat, is named by `text_digest("")`. `event_ids` are aligned too, '' where the key is
     the id; None means all ''. Rows out of order are an assert.
     """
-    assert bool((np.diff(rows["ordinal"]) > 0).all()), "rows of a batch are hashed in ordinal order"
     encoded = np.empty(len(rows), ROW)
+    encode_rows(rows, encoded, series=series, sources=sources, projects=projects, seats=seats)
+    return root_of(encoded, event_ids)
+
+
+def encode_rows(
+    rows: Rows, into: Rows, *, series: Digests, sources: Digests, projects: Digests, seats: Digests
+) -> None:
+    """Write LEDGER_ROWs `into` as many ROWs, as they are hashed; the digests are as in `batch_root`."""
     for name in _SAME:
-        encoded[name] = rows[name]
-    encoded["compensating"] = rows["source_id"] < 0
+        into[name] = rows[name]
+    into["compensating"] = rows["source_id"] < 0
     for name, digests in (("series", series), ("source", sources), ("project", projects), ("seat", seats)):
-        encoded[name] = _sixteens(digests, len(rows))
+        into[name] = _sixteens(digests, len(rows))
+
+
+def root_of(encoded: Rows, event_ids: Sequence[str] | None = None) -> bytes:
+    """The root of a batch from its ROWs in ordinal order, and their id texts ('' or None: the key is the id)."""
+    assert bool((np.diff(encoded["ordinal"]) > 0).all()), "rows of a batch are hashed in ordinal order"
     hasher = hashlib.sha256(b"metering batch root")
-    hasher.update(struct.pack(">IQI", CHAIN_VERSION, len(rows), ROW.itemsize))
-    hasher.update(encoded.view(np.uint8).data if len(rows) else b"")
+    hasher.update(struct.pack(">IQI", CHAIN_VERSION, len(encoded), ROW.itemsize))
+    hasher.update(encoded.view(np.uint8).data if len(encoded) else b"")
     texts = (
         []
         if event_ids is None
         else [
             struct.pack(">iI", ordinal, len(text)) + text
             for ordinal, text in zip(
-                rows["ordinal"].tolist(), (one.encode() for one in event_ids), strict=True
+                encoded["ordinal"].tolist(), (one.encode() for one in event_ids), strict=True
             )
             if text
         ]

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection, Row, text
 
 from metering.events.identity import series_digest
 from metering.frames import DIMENSIONS
-from metering.store.chain import aligned, batch_root, text_digest
-from metering.store.ledger_rows import LEDGER_COLUMNS, Rows, select_rows
+from metering.store.chain import ROW, encode_rows, root_of, text_digest
+from metering.store.ledger_rows import LEDGER_COLUMNS, Rows, read_batches
 from metering.store.postgres import driver
 
-#: Ledger rows that are hashed at a time: it bounds memory.
-_ROWS_AT_ONCE: Final = 250_000
+#: Ledger rows that are fetched at a time: it bounds memory.
+_ROWS_AT_ONCE: Final = 100_000
+#: Rows encoded at once: they stay in the processor's cache.
+_CHUNK: Final = 1_000
+
+Names = npt.NDArray[np.bytes_]
 
 
 def series(connection: Connection) -> tuple[str, str | None]:
@@ -33,28 +38,26 @@ def series(connection: Connection) -> tuple[str, str | None]:
     return f"{count:,} digests", difference
 
 
-class _Names(dict[int, bytes]):
-    """Digests by id; an id that stands for nothing has one that no text has."""
+def _names(digests: dict[int, bytes]) -> Names:
+    """Digests by id, in an array; an id that stands for nothing has one that no text has: zeros."""
+    names = np.zeros(max(digests, default=0) + 2, "S16")
+    names[list(digests)] = list(digests.values())
+    return names
 
-    def __missing__(self, key: int) -> bytes:
-        return bytes(16)
+
+def _named(names: Names, ids: npt.NDArray[np.integer]) -> Names:
+    # the last one stands for all that are unknown; below zero becomes far above it
+    return names.take(ids.astype(np.uint32), mode="clip")
 
 
 def batch_roots(connection: Connection, progress: Callable[[str], None]) -> tuple[str, str | None]:
     """The root of every batch again, from its ledger rows; how many were seen, and the first difference."""
-    raw = driver(connection)
-    known = select_rows(
-        raw, "SELECT series_id, series_digest FROM series", {"series_id": "int4", "digest": "uuid"}
-    )
-    digests = known["digest"].tobytes()
-    named = {
-        "series": _Names(
-            (number, digests[16 * at : 16 * at + 16]) for at, number in enumerate(known["series_id"].tolist())
-        )
-    }
+    none = {0: text_digest("")}
+    known = connection.execute(text("SELECT series_id, series_digest FROM series"))
+    names = {"series": _names(none | {row.series_id: row.series_digest.bytes for row in known})}
     for table, column in (("sources", "source"), ("projects", "project"), ("seats", "seat")):
         rows = connection.execute(text(f"SELECT {column}_id, {column} FROM {table}"))
-        named[table] = _Names({0: text_digest(""), **{row[0]: text_digest(row[1]) for row in rows}})
+        names[table] = _names(none | {row[0]: text_digest(row[1]) for row in rows})
     batches = connection.execute(
         text("SELECT batch_id, intake_id, sequence, accepted, root FROM ingest_batches ORDER BY batch_id")
     ).all()
@@ -67,43 +70,46 @@ def batch_roots(connection: Connection, progress: Callable[[str], None]) -> tupl
             group.append(batches[at])
             events += batches[at].accepted
             at += 1
-        difference = difference or _root_difference(connection, group, named)
+        difference = difference or _root_difference(connection, group, names)
         hashed += events
         progress(f"hashed {hashed:,} of {total:,} ledger rows")
     return f"{hashed:,} rows in {len(batches):,} roots", difference
 
 
-def _root_difference(connection: Connection, group: list[Row[Any]], named: dict[str, _Names]) -> str | None:
-    numbers = ", ".join(str(batch.batch_id) for batch in group)
-    columns = ", ".join(f"coalesce({name}, -1)" if name == "duration_ms" else name for name in LEDGER_COLUMNS)
-    rows = select_rows(
-        driver(connection),
-        f"SELECT {columns} FROM usage_events WHERE batch_id IN ({numbers})",
-        LEDGER_COLUMNS,
-    )
+def _root_difference(connection: Connection, group: list[Row[Any]], names: dict[str, Names]) -> str | None:
+    numbers = [batch.batch_id for batch in group]
+    found = read_batches(driver(connection), numbers, LEDGER_COLUMNS)
     texts: dict[int, dict[int, str]] = {}
-    with_text = f"SELECT batch_id, ordinal, event_id FROM usage_events WHERE batch_id IN ({numbers})"
-    for row in connection.execute(text(f"{with_text} AND event_id <> ''")):
+    with_text = "SELECT batch_id, ordinal, event_id FROM usage_events WHERE batch_id = ANY(:numbers)"
+    for row in connection.execute(text(f"{with_text} AND event_id <> ''"), {"numbers": numbers}):
         texts.setdefault(row.batch_id, {})[row.ordinal] = row.event_id
-    rows = rows[np.lexsort((rows["ordinal"], rows["batch_id"]))]
     for batch in group:
-        start, end = np.searchsorted(rows["batch_id"], [batch.batch_id, batch.batch_id + 1])
-        own = rows[start:end]
+        rows = found.get(batch.batch_id)
+        encoded = np.empty(0, ROW) if rows is None else _encoded(rows, names)
         name = f"batch {batch.batch_id} (intake {batch.intake_id}, sequence {batch.sequence})"
-        repeated = np.flatnonzero(np.diff(own["ordinal"]) == 0)
+        repeated = np.flatnonzero(np.diff(encoded["ordinal"]) == 0)
         if len(repeated):
-            return f"{name} holds two ledger rows of ordinal {own['ordinal'][repeated[0]]}"
-        if _root(own, texts.get(batch.batch_id, {}), named) != bytes(batch.root):
-            return f"{name}: its {len(own):,} ledger rows do not give its root {batch.root.hex()[:16]}"
+            return f"{name} holds two ledger rows of ordinal {encoded['ordinal'][repeated[0]]}"
+        own = texts.get(batch.batch_id)
+        event_ids = [own.get(at, "") for at in encoded["ordinal"].tolist()] if own else None
+        if root_of(encoded, event_ids) != bytes(batch.root):
+            return f"{name}: its {len(encoded):,} ledger rows do not give its root {batch.root.hex()[:16]}"
     return None
 
 
-def _root(rows: Rows, texts: dict[int, str], named: dict[str, _Names]) -> bytes:
-    return batch_root(
-        rows,
-        series=aligned(rows["series_id"], named["series"]),
-        sources=aligned(np.abs(rows["source_id"]), named["sources"]),
-        projects=aligned(rows["project_id"], named["projects"]),
-        seats=aligned(rows["seat_id"], named["seats"]),
-        event_ids=[texts.get(ordinal, "") for ordinal in rows["ordinal"].tolist()] if texts else None,
-    )
+def _encoded(rows: Rows, names: dict[str, Names]) -> Rows:
+    """The ROWs of a batch in ordinal order."""
+    encoded = np.empty(len(rows), ROW)
+    for at in range(0, len(rows), _CHUNK):
+        chunk = rows[at : at + _CHUNK]
+        encode_rows(
+            chunk,
+            encoded[at : at + _CHUNK],
+            series=_named(names["series"], chunk["series_id"]),
+            sources=_named(names["sources"], np.abs(chunk["source_id"])),
+            projects=_named(names["projects"], chunk["project_id"]),
+            seats=_named(names["seats"], chunk["seat_id"]),
+        )
+    order = np.argsort(rows["ordinal"], kind="stable")
+    # as plain bytes, or numpy would copy field by field
+    return encoded.view(f"V{ROW.itemsize}")[order].view(ROW)

@@ -20,20 +20,24 @@ from sqlalchemy import Connection, text
 from metering.errors import WrongWorld
 from metering.frames import DIMENSIONS, INSTANT, POOL_USAGE, SUM, SUMS, USAGE
 from metering.meters import METERS
-from metering.store.ledger_rows import Rows, copy_out, copy_stream, row_dtype
+from metering.store.ledger_rows import Rows, copy_out, copy_stream, read_batches, row_dtype
 from metering.store.postgres import driver
 
 _QUARTER_MICROSECONDS: Final = 15 * 60 * 1_000_000
 
 Driver = psycopg.Connection[Any]
 
-_USAGE_EVENT: Final = 1
 _FOLDABLE: Final = {
     "occurred_at": "instant",
     "series_id": "int4",
     "source_id": "int4",
+    "event_type": "int2",
     **dict.fromkeys(METERS, "int4"),
 }
+#: Ledger rows that count: usage, adjustments, and what takes either back.
+COUNTS: Final = "(event_type IN (1, 6) OR source_id < 0)"
+#: Requests that such a row counts.
+REQUESTS: Final = "CASE WHEN event_type = 6 THEN 0 WHEN source_id < 0 THEN -1 ELSE 1 END"
 _QUARTERS: Final = {"quarter_start": "instant", "series_id": "int4", **dict.fromkeys(SUMS, "int8")}
 _SERIES_POOLS: Final = ("series_id", *POOL_USAGE.key[1:], "counts_for")
 _POOL_KEY: Final = POOL_USAGE.key
@@ -79,17 +83,12 @@ def unfolded(connection: Connection, batches_max: int) -> list[Unfolded]:
 
 
 def read_foldable(connection: Connection, batch_ids: list[int]) -> pl.DataFrame:
-    """The ledger rows of the batches that count, usage and compensating ones: FOLDABLE of the core."""
-    # without statistics of today's partition the planner would read every partition whole
-    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
-    ids = ", ".join(map(str, batch_ids))
-    query = (
-        f"SELECT {', '.join(_FOLDABLE)} FROM usage_events "
-        f"WHERE batch_id IN ({ids}) AND (event_type = {_USAGE_EVENT} OR source_id < 0)"
+    """The ledger rows of the batches that count, usage, compensations and adjustments: FOLDABLE of the core."""
+    pieces = list(read_batches(driver(connection), batch_ids, _FOLDABLE, COUNTS).values())
+    frame = _frame(pieces, _FOLDABLE)
+    return frame.select(
+        "occurred_at", "series_id", pl.sql_expr(REQUESTS).cast(pl.Int32).alias("requests"), *METERS
     )
-    frame = _frame(list(copy_out(driver(connection), query, _FOLDABLE)), _FOLDABLE)
-    connection.exec_driver_sql("SET LOCAL enable_seqscan = on")
-    return frame.with_columns((pl.col("source_id") < 0).alias("compensating")).drop("source_id")
 
 
 def read_series_pools(connection: Connection, series_ids: list[int]) -> pl.DataFrame:
@@ -254,7 +253,13 @@ def _read_series(connection: Connection, series_ids: list[int]) -> pl.DataFrame:
 def _frame(pieces: list[Rows], columns: Mapping[str, str]) -> pl.DataFrame:
     """Numpy rows as a frame, column by column, so that never all of them exist twice."""
     pieces = pieces or [np.empty(0, row_dtype(columns))]
-    frame = pl.DataFrame({name: np.concatenate([piece[name] for piece in pieces]) for name in columns})
+    native = row_dtype(columns)
+    frame = pl.DataFrame(
+        {
+            name: np.concatenate([piece[name] for piece in pieces], dtype=native[name], casting="equiv")
+            for name in columns
+        }
+    )
     pieces.clear()
     return frame.with_columns(
         pl.col(name).cast(INSTANT) for name, kind in columns.items() if kind == "instant"

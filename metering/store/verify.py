@@ -15,7 +15,7 @@ from metering.frames import SUMS
 from metering.meters import METERS
 from metering.store import books, positions, rehash, watermarks
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
-from metering.store.rollups import open_interval
+from metering.store.rollups import COUNTS, REQUESTS, open_interval
 
 Progress = Callable[[str], None]
 
@@ -40,6 +40,7 @@ def verify(
     """Compare everything, check by check; `roots` also hashes every ledger row again."""
     # one sort or hash of the whole ledger: more memory than a worker's statement may have
     connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
+    connection.exec_driver_sql("SET LOCAL jit = off")
     progress("counting the ledger rows of every batch")
     yield _batch_counts(connection)
     progress("walking the chain of every intake")
@@ -184,15 +185,15 @@ _RECOMPUTED: Final = f"""
             array_agg((at->>'next_sequence')::bigint ORDER BY watermark_id) AS ends,
             array_agg(watermark_id ORDER BY watermark_id) AS ids
         FROM watermarks, jsonb_array_elements(positions) AS at GROUP BY 1),
-    folded AS (
+    folded AS MATERIALIZED (
         SELECT batch_id, coalesce(ids[width_bucket(sequence, ends) + 1], :open_interval) AS interval_id
         FROM ingest_batches JOIN fold_positions f USING (intake_id) LEFT JOIN bounds USING (intake_id)
         WHERE sequence < f.next_sequence),
     minutes AS MATERIALIZED (
         SELECT date_bin('1 minute', occurred_at, 'epoch') AS minute, series_id, interval_id,
-            sum(CASE WHEN source_id < 0 THEN -1 ELSE 1 END) AS requests,
+            sum({REQUESTS}) AS requests,
             {", ".join(f"sum({meter}) AS {meter}" for meter in METERS)}
-        FROM usage_events JOIN folded USING (batch_id) WHERE event_type = 1 OR source_id < 0
+        FROM usage_events JOIN folded USING (batch_id) WHERE {COUNTS}
         GROUP BY 1, 2, 3),
     quarters AS (
         SELECT date_bin('15 minutes', minute, 'epoch') AS quarter_start, series_id, interval_id, {_SUMMED}
