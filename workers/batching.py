@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
+import psycopg
+import structlog
+from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 
 from metering.core.usage import meter
 from metering.events import RecordBytes, decode, refuse
@@ -17,14 +20,23 @@ from metering.events.identity import DIGEST_VERSION, content_digests, event_keys
 from metering.events.laws import DecodeLimits
 from metering.events.rejects import RejectCode
 from metering.meters import METERS
-from metering.store.batch import Digests, Part, Refused, Reject
+from metering.store.batch import Appended, Digests, Part, Refused, Reject
 from metering.store.chain import text_digest
-from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES
+from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES, Ledger
 from metering.store.ledger_rows import LEDGER_ROW, Rows
 from metering.store.names import Names
 from metering.store.positions import Claim
 from metering.store.sources import Brake
 from metering.stream.consumer import Fetched
+
+_LOCK_ATTEMPTS: Final = 3
+#: What the store says of rows that it cannot hold: the batch is narrowed down to the record that is at fault.
+REFUSALS: Final = (
+    psycopg.DataError,
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.CheckViolation,
+)
+log = structlog.get_logger()
 
 
 class Timings:
@@ -225,6 +237,16 @@ def _named(column: pl.Series, ids: Mapping[Any, int]) -> tuple[np.ndarray[Any, A
     numbers = np.array([0 if text is None else ids[text] for text in distinct], np.int32)
     digests = np.frombuffer(b"".join(text_digest(text or "") for text in distinct), "S16")
     return numbers[codes], digests[codes]
+
+
+def append(ledger: Ledger, parts: list[Part]) -> list[Appended]:
+    """Append; tried again where another worker stood in the way: nothing was written, the claims stand."""
+    for _ in range(_LOCK_ATTEMPTS - 1):
+        try:
+            return ledger.append(parts)
+        except (DeadlockDetected, SerializationFailure, LockNotAvailable) as error:
+            log.warning("tried again", error=str(error).splitlines()[0])
+    return ledger.append(parts)
 
 
 def halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | None:

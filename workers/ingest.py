@@ -11,25 +11,23 @@ from typing import Any, Final
 
 import psycopg
 import structlog
-from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 
 from metering.errors import Fenced, WrongWorld
 from metering.events.laws import DecodeLimits
 from metering.settings import Settings
 from metering.store import partitions, positions, postgres, schema
-from metering.store.batch import Appended, Part
+from metering.store.batch import Appended
 from metering.store.ledger import Ledger
 from metering.store.names import Names
 from metering.store.positions import Claim
 from metering.store.sources import Brake
 from metering.stream.consumer import Consumer, Fetched
 from metering.stream.topics import Admin, Topic
-from workers.batching import Batching, Timings, halves
+from workers.batching import REFUSALS, Batching, Timings, append, halves
 from workers.loop import Step, run, show_progress
 
 _POLL_SECONDS: Final = 0.2
 _REPORT_SECONDS: Final = 5.0
-_LOCK_ATTEMPTS: Final = 3
 log = structlog.get_logger()
 
 
@@ -224,11 +222,7 @@ class Ingest:
         """Append a batch; what the store refuses is narrowed down to one record and rejected by itself."""
         try:
             self._append_once(fetched, refused=None)
-        except (
-            psycopg.DataError,
-            psycopg.errors.ProgramLimitExceeded,
-            psycopg.errors.CheckViolation,
-        ) as error:
+        except REFUSALS as error:
             if isinstance(error, psycopg.errors.CheckViolation) and error.diag.constraint_name is None:
                 raise WrongWorld(partitions.missing(error)) from error
             smaller = halves(fetched)
@@ -254,7 +248,7 @@ class Ingest:
                 refused=refused,
             )
             with self.timings.of("write"):
-                appended = self._written(parts)
+                appended = append(self._ledger, parts)
         except Fenced as error:
             log.warning("fenced", error=str(error), partitions=[part.partition for part in fetched])
             for part in fetched:
@@ -263,15 +257,6 @@ class Ingest:
         self._settle(fetched, appended)
         # not before: a batch that was fenced or halved would count twice
         self._brake.count(parts)
-
-    def _written(self, parts: list[Part]) -> list[Appended]:
-        """Append; tried again where another worker stood in the way: nothing was written, the claims stand."""
-        for _ in range(_LOCK_ATTEMPTS - 1):
-            try:
-                return self._ledger.append(parts)
-            except (DeadlockDetected, SerializationFailure, LockNotAvailable) as error:
-                log.warning("tried again", error=str(error).splitlines()[0])
-        return self._ledger.append(parts)
 
     def _settle(self, fetched: list[Fetched], appended: list[Appended]) -> None:
         """Take the new claims over and tell the group, for its lag display only."""

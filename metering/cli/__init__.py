@@ -39,7 +39,7 @@ def _root(
 
 
 def _mount() -> None:
-    from metering.cli import catalog, demo, events, knowledge, ledger, reports, sandbox, work
+    from metering.cli import catalog, demo, events, knowledge, ledger, refused, reports, sandbox, work
 
     ledger.mount(app)
     app.add_typer(catalog.app, name="catalog")
@@ -47,6 +47,7 @@ def _mount() -> None:
     app.add_typer(work.app, name="work")
     reports.mount(app)
     knowledge.mount(app)
+    refused.mount(app)
     app.add_typer(sandbox.app, name="sandbox")
     demo.mount(app)
 

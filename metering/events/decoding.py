@@ -70,7 +70,7 @@ def refuse(records: Sequence[RecordBytes], *, events: pl.DataFrame, refused: pl.
     rejects = []
     for record, index, code, field_name, detail, source, event_id in rows.iter_rows():
         if record not in pieces:
-            pieces[record] = _pieces(records[record])
+            pieces[record] = pieces_of(records[record])
         fault = Fault(RejectCode(code), field_name, cleaned(detail))
         rejects.append(_Reject(record, index, fault, source, event_id, pieces[record][index]))
     return REJECTS.conform(_reject_frame(rejects))
@@ -162,8 +162,8 @@ def _form(record: RecordBytes) -> wire.Form:
     return wire.settled(record.value or b"") if form == "open" else form
 
 
-def _pieces(record: RecordBytes) -> list[bytes]:
-    """The bytes of each event of a record, by its index."""
+def pieces_of(record: RecordBytes) -> list[bytes]:
+    """The bytes of each event of a record whose form is known, by its index."""
     value, form = record.value or b"", _form(record)
     if form == "array":
         return wire.elements_of(value) or []
