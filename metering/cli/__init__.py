@@ -39,12 +39,26 @@ def _root(
 
 
 def _mount() -> None:
-    from metering.cli import catalog, demo, events, knowledge, ledger, refused, reports, sandbox, work
+    from metering.cli import (
+        adjustments,
+        catalog,
+        demo,
+        events,
+        findings,
+        knowledge,
+        ledger,
+        refused,
+        reports,
+        sandbox,
+        work,
+    )
 
     ledger.mount(app)
     app.add_typer(catalog.app, name="catalog")
     events.mount(app)
     app.add_typer(work.app, name="work")
+    app.add_typer(adjustments.app, name="adjustments")
+    app.add_typer(findings.app, name="findings")
     reports.mount(app)
     knowledge.mount(app)
     refused.mount(app)

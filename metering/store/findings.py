@@ -59,6 +59,11 @@ class Entry:
     customer: str | None
     details: Mapping[str, Any]
 
+    def event_ids(self) -> list[str]:
+        """The ids of the events that it names."""
+        places = [self.details.get("void"), self.details.get("target"), *self.details.get("events", ())]
+        return [place["id"] for place in places if place]
+
 
 @dataclass(frozen=True)
 class Recorded:
