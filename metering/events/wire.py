@@ -285,6 +285,9 @@ def outline_fault(value: bytes) -> Fault:
     """What is wrong with a record in which no events can be told apart."""
     try:
         _decode_any(value)
+    except msgspec.ValidationError:
+        # a number beyond every range stopped the reading: it is not what is wrong with the outline
+        return Fault(RejectCode.NOT_JSON, None, "no events can be told apart in it")
     except BAD_BYTES as error:
         return _fault(error)
     return Fault(

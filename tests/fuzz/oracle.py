@@ -1,0 +1,538 @@
+"""The oracle: docs/events.md in plain Python, json module and rules, knowing nothing of the decoder.
+
+`judge` says of one record how many events it holds and, for each, everything that is wrong with it, or what it
+says. Slow and simple on purpose.
+"""
+
+import codecs
+import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+LARGEST = 2**31 - 1
+#: Nesting beyond which a decoder may say that it broke, instead of what else is wrong.
+DEEP = 200
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of a record and of the times in it."""
+
+    record_bytes_max: int
+    record_events_max: int
+    event_ahead_seconds_max: int
+    id_ahead_seconds_max: int
+    ledger_floor: datetime
+
+
+@dataclass
+class Verdict:
+    """What the document says of one event: the codes it may be refused with (none: it is accepted), its fields.
+
+    `odd`: it holds what a decoder may stumble over (a number beyond every range, deep nesting, a dropped field
+    that is not UTF-8) and may be refused with any code; accepted it must not be where there are codes.
+    """
+
+    codes: set[str] = field(default_factory=set)
+    fields: dict[str, Any] = field(default_factory=dict)
+    odd: bool = False
+
+
+@dataclass
+class Judged:
+    """A record: refused as a whole with one of `codes`, or its events in order, each as its bytes and verdict."""
+
+    codes: set[str] = field(default_factory=set)
+    events: list[tuple[bytes, Verdict]] = field(default_factory=list)
+
+
+#: Stands where bytes were not UTF-8.
+SPOILT = "\U0010fffe"
+codecs.register_error("spoilt", lambda error: (SPOILT, cast(UnicodeDecodeError, error).end))
+#: Numbers that no type holds.
+_BEYOND = re.compile(rb"[0-9]{19}|[eE]\+?[0-9]{3}")
+_ATTRIBUTES = frozenset(
+    ("specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "data")
+)
+_COUNTS = frozenset(
+    [
+        "input_tokens",
+        "output_tokens",
+        "cache_read_tokens",
+        "cache_write_tokens",
+        "cache_write_5m_tokens",
+        "cache_write_1h_tokens",
+        "reasoning_tokens",
+    ]
+)
+_DATA = {
+    "inference.usage.v1": frozenset(
+        [
+            "request_id",
+            "attempt",
+            "provider",
+            "model_served",
+            "tier_served",
+            "product",
+            "tier_sold",
+            "region",
+            "capacity_pool",
+            "ran_on",
+            "billable",
+            "nonbillable_reason",
+            "project",
+            "seat",
+            "usage_convention",
+            "usage",
+            "usage_source",
+            "duration_ms",
+            "accelerator_ms",
+        ]
+    ),
+}
+
+
+class NotJson(ValueError):
+    """Bytes that are not JSON in UTF-8."""
+
+
+class Huge(int):
+    """An integer of more digits than anybody reads."""
+
+
+class Real(float):
+    """A number with a point or an exponent: never an integer, whatever its value."""
+
+
+def judge(value: bytes | None, content_type: str | None, appended_at: datetime, bounds: Bounds) -> Judged:
+    """What the document says of a record."""
+    if not value or value.isspace():
+        return Judged(codes={"empty_record"})
+    if len(value) > bounds.record_bytes_max:
+        return Judged(codes={"record_too_large"})
+    form = form_of(content_type)
+    if form is None:
+        return Judged(codes={"content_type_unknown"})
+    if form == "open":
+        start = value.lstrip(b" \t\r\n")[:1]
+        lines = any(line.lstrip(b" \t\r\n").startswith(b"{") for line in value.split(b"\n"))
+        form = "array" if start == b"[" else "lines" if lines else "nothing"
+    pieces: list[bytes] | None
+    if form == "event":
+        pieces = [value]
+    elif form == "lines":
+        pieces = [line for line in value.split(b"\n") if line and not line.isspace()]
+    elif form == "array":
+        pieces = elements(value)
+    else:
+        pieces = None
+    if pieces is None:
+        return Judged(codes={"not_json", "not_an_event", "decoder_failed"})
+    if len(pieces) > bounds.record_events_max:
+        return Judged(codes={"too_many_events"})
+    return Judged(events=[(piece, judge_event(piece, appended_at, bounds)) for piece in pieces])
+
+
+def form_of(content_type: str | None) -> str | None:
+    """The form that a content-type header names; None where it names none that is known."""
+    if content_type is None or not content_type.strip():
+        return "open"
+    name, *parameters = content_type.split(";")
+    for parameter in parameters:
+        key, _, said = parameter.partition("=")
+        known = ("utf-8", "utf8", "us-ascii")
+        if key.strip().lower() == "charset" and said.strip().strip('"').lower() not in known:
+            return None
+    return {
+        "application/cloudevents+json": "event",
+        "application/cloudevents-batch+json": "array",
+        "application/x-ndjson": "lines",
+        "application/json": "open",
+    }.get(name.strip().lower())
+
+
+def elements(value: bytes) -> list[bytes] | None:
+    """The elements of an array in outline: brackets and quotes balance, whatever is between the commas."""
+    found: list[bytes] = []
+    depth, start, inside, skip, ended = 0, 0, False, False, False
+    for place, sign in enumerate(value.decode("latin-1")):
+        if inside:
+            if skip:
+                skip = False
+            elif sign == "\\":
+                skip = True
+            elif sign == '"':
+                inside = False
+            continue
+        if ended or depth == 0:
+            if sign in " \t\r\n":
+                continue
+            if ended or sign != "[":
+                return None
+            depth, start = 1, place + 1
+        elif sign == '"':
+            inside = True
+        elif sign in "[{":
+            depth += 1
+        elif sign in "]}":
+            depth -= 1
+            if depth == 0:
+                ended = True
+                found.append(value[start:place].strip(b" \t\r\n"))
+        elif sign == "," and depth == 1:
+            found.append(value[start:place].strip(b" \t\r\n"))
+            start = place + 1
+    if inside or not ended:
+        return None
+    return [] if value.split() in ([b"[]"], [b"[", b"]"]) else found
+
+
+# ---- JSON, to the letter --------------------------------------------------------------------------------
+
+
+@contextmanager
+def room_for_nesting() -> Iterator[None]:
+    """More recursion than any decoder under test has."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(6_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def read_json(piece: bytes) -> Any:
+    """The value of JSON. Raises NotJson, also for NaN, Infinity, half a surrogate pair.
+
+    Bytes that are not UTF-8 are SPOILT in it.
+    """
+    try:
+        text = piece.decode("utf-8", "spoilt")
+        with room_for_nesting():
+            value = json.loads(
+                text,
+                parse_constant=_no_constant,
+                parse_int=lambda digits: Huge(0) if len(digits) > 30 else int(digits),
+                parse_float=Real,
+                object_pairs_hook=_object,
+            )
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise NotJson(str(error)) from None
+    _no_half_pairs(value)
+    return value
+
+
+def _listed(plain: Any) -> Any:
+    """An event without the fields that are dropped."""
+    if not isinstance(plain, dict):
+        return plain
+    kept = {name: value for name, value in plain.items() if name in _ATTRIBUTES}
+    data = kept.get("data")
+    if isinstance(data, dict):
+        names = _DATA.get(str(plain.get("type")), frozenset())
+        kept["data"] = data = {name: value for name, value in data.items() if name in names}
+        if isinstance(data.get("usage"), dict):
+            data["usage"] = {name: value for name, value in data["usage"].items() if name in _COUNTS}
+    return kept
+
+
+def _no_constant(name: str) -> Any:
+    raise NotJson(name)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, value in pairs:
+        _no_half_pairs(key)
+        _no_half_pairs(value)
+    return dict(pairs)
+
+
+def _no_half_pairs(value: Any) -> None:
+    """Texts of this value alone: objects inside it were looked at when they were made."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            try:
+                one.encode()
+            except UnicodeEncodeError:
+                raise NotJson("half a surrogate pair") from None
+        elif isinstance(one, list):
+            waiting += one
+
+
+def depth_of(piece: bytes) -> int:
+    """No less than how deeply a piece is nested."""
+    depth = deepest = 0
+    for sign in piece:
+        if sign in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif sign in b"]}":
+            depth -= 1
+    return deepest
+
+
+# ---- one event ------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Fields of an object: what is wrong with each goes to `codes`."""
+
+    def __init__(self, found: dict[str, Any], codes: set[str]) -> None:
+        self._found, self._codes = found, codes
+
+    def _given(self, name: str, required: bool) -> Any:
+        value = self._found.get(name)
+        if value is None and required:
+            self._codes.add("missing_field")
+        return value
+
+    def text(self, name: str, *, required: bool = False, code: str = "text_invalid") -> str | None:
+        value = self._given(name, required)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            self._codes.add("wrong_type")
+            return None
+        if not 1 <= len(value.encode()) <= 200 or "\0" in value:
+            self._codes.add(code)
+        return value
+
+    def word(self, name: str, words: tuple[str, ...], *, required: bool = False) -> str | None:
+        value = self._given(name, required)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            self._codes.add("wrong_type")
+            return None
+        if value not in words:
+            self._codes.add("value_unknown")
+        return value
+
+    def number(
+        self, name: str, *, required: bool = False, least: int = 0, most: int | None = None
+    ) -> int | None:
+        value = self._given(name, required)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            self._codes.add("wrong_type")
+            return None
+        if isinstance(value, Huge) or not least <= value <= (LARGEST if most is None else most):
+            self._codes.add("quantity_out_of_range")
+            return None
+        return value
+
+    def truth(self, name: str) -> bool | None:
+        value = self._given(name, False)
+        if value is None:
+            return None
+        if not isinstance(value, bool):
+            self._codes.add("wrong_type")
+            return None
+        return value
+
+    def inner(self, name: str) -> "_Reader":
+        value = self._given(name, True)
+        if value is not None and not isinstance(value, dict):
+            self._codes.add("wrong_type")
+        return _Reader(value if isinstance(value, dict) else {}, self._codes)
+
+
+def judge_event(piece: bytes, appended_at: datetime, bounds: Bounds) -> Verdict:
+    """What the document says of the bytes of one event."""
+    verdict = Verdict(odd=depth_of(piece) > DEEP or _BEYOND.search(piece) is not None)
+    try:
+        plain = read_json(piece)
+        if SPOILT in piece.decode("utf-8", "spoilt"):
+            verdict.odd = True
+            plain = _listed(plain)
+            with room_for_nesting():
+                if SPOILT in json.dumps(plain, ensure_ascii=False):
+                    raise NotJson("not UTF-8")
+    except NotJson:
+        verdict.codes = {"not_json"}
+        return verdict
+    if not isinstance(plain, dict):
+        verdict.codes = {"not_an_event"}
+        return verdict
+    codes = verdict.codes
+    event = _Reader(plain, codes)
+    version, kind = plain.get("specversion"), plain.get("type")
+    for said, right, code in (
+        (version, ("1.0",), "spec_version_unsupported"),
+        (kind, tuple(_KINDS), "type_not_supported"),
+    ):
+        if said is None:
+            codes.add("missing_field")
+        elif not isinstance(said, str):
+            codes.add("wrong_type")
+        elif said not in right:
+            codes.add(code)
+    for ignored in ("datacontenttype", "dataschema"):
+        if plain.get(ignored) is not None and not isinstance(plain[ignored], str):
+            codes.add("wrong_type")
+    if isinstance(kind, str) and kind not in _KINDS:
+        # which fields it must have, nobody knows
+        codes &= {"spec_version_unsupported", "type_not_supported"}
+        return verdict
+    kind = kind if isinstance(kind, str) else "inference.usage.v1"
+    event_id, source = (
+        event.text("id", required=True, code="id_invalid"),
+        event.text("source", required=True, code="source_invalid"),
+    )
+    at = _instant(plain, codes)
+    appended = (appended_at - EPOCH) // MICROSECOND
+    floor = (bounds.ledger_floor - EPOCH) // MICROSECOND
+    if at is not None:
+        if at > appended + bounds.event_ahead_seconds_max * 1_000_000:
+            codes.add("time_from_future")
+        if at < floor:
+            codes.add("too_old")
+    id_at = time_of_id(event_id) if event_id is not None else None
+    if id_at is not None:
+        if id_at > appended + bounds.id_ahead_seconds_max * 1_000_000:
+            codes.add("id_from_future")
+        if id_at < floor:
+            codes.add("too_old")
+    verdict.fields = {"event_id": event_id, "source": source, "occurred_at": at}
+    verdict.fields |= _KINDS[kind](event, event.inner("data"), codes)
+    return verdict
+
+
+def _usage(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
+    customer = event.text("subject", required=True)
+    request_id = data.text("request_id", required=True)
+    attempt = data.number("attempt", least=1, most=32_767)
+    provider = data.text("provider", required=True)
+    model = data.text("model_served", required=True)
+    tier = data.text("tier_served", required=True)
+    product, tier_sold, region = (data.text(name) for name in ("product", "tier_sold", "region"))
+    pool, project, seat = (data.text(name) for name in ("capacity_pool", "project", "seat"))
+    ran_on = data.word("ran_on", ("pool", "overflow", "on_demand"))
+    if ran_on in ("pool", "overflow") and pool is None:
+        codes.add("pool_missing")
+    if ran_on is None and pool is not None:
+        codes.add("missing_field")
+    billable = data.truth("billable")
+    reason = data.word("nonbillable_reason", ("retry", "failure", "refund", "internal", "test", "other"))
+    if (billable is False) != (reason is not None):
+        codes.add("reason_contradicts")
+    convention = data.word("usage_convention", ("inclusive", "disjoint"), required=True)
+    usage_source = data.word("usage_source", ("provider", "estimated", "partial"))
+    duration = data.number("duration_ms")
+    accelerator = data.number("accelerator_ms") or 0
+    counts = data.inner("usage")
+    given = counts.number("input_tokens", required=True)
+    output = counts.number("output_tokens", required=True)
+    read = counts.number("cache_read_tokens") or 0
+    short, long = counts.number("cache_write_5m_tokens"), counts.number("cache_write_1h_tokens")
+    unsplit = counts.number("cache_write_tokens")
+    reasoning = counts.number("reasoning_tokens") or 0
+    if short is None and long is None:
+        short, long = unsplit or 0, 0
+    else:
+        short, long = short or 0, long or 0
+        if unsplit is not None and unsplit != short + long:
+            codes.add("counts_contradict")
+    uncached, visible = given or 0, output or 0
+    if convention == "inclusive":
+        uncached, visible = uncached - read - short - long, visible - reasoning
+        if uncached < 0 or visible < 0:
+            codes.add("counts_contradict")
+    total = uncached + read + short + long
+    return {
+        "customer": customer,
+        "request_id": request_id,
+        "attempt": 1 if attempt is None else attempt,
+        "product": model if product is None else product,
+        "tier_sold": tier if tier_sold is None else tier_sold,
+        "provider": provider,
+        "model_served": model,
+        "tier_served": tier,
+        "region": "global" if region is None else region,
+        "pool": pool,
+        "ran_on": ran_on or "on_demand",
+        "counts_for": "cost" if billable is False else "charge_and_cost",
+        "nonbillable_reason": reason,
+        "project": project,
+        "seat": seat,
+        "usage_source": usage_source or "provider",
+        "duration_ms": duration,
+        "context_breakpoint": max(
+            edge for edge in (0, 128_000, 200_000, 256_000, 272_000, 512_000) if edge == 0 or total > edge
+        ),
+        "uncached_input_tokens": uncached,
+        "cache_read_tokens": read,
+        "cache_write_5m_tokens": short,
+        "cache_write_1h_tokens": long,
+        "output_tokens": visible,
+        "reasoning_tokens": reasoning,
+        "accelerator_ms": accelerator,
+    }
+
+
+_KINDS = {"inference.usage.v1": _usage}
+
+# ---- times ----------------------------------------------------------------------------------------------
+
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
+)
+_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def _instant(found: dict[str, Any], codes: set[str], name: str = "time") -> int | None:
+    value = found.get(name)
+    if value is None:
+        codes.add("missing_field")
+        return None
+    if not isinstance(value, str):
+        codes.add("wrong_type")
+        return None
+    at = read_instant(value)
+    if at is None:
+        codes.add("time_invalid")
+    return at
+
+
+def read_instant(text: str) -> int | None:
+    """Microseconds since 1970 of an RFC 3339 text of at most 64 bytes with a zone; None where it is not one."""
+    match = _RFC3339.fullmatch(text) if len(text.encode()) <= 64 else None
+    if match is None:
+        return None
+    year, month, day, hour, minute, second = (int(match[place]) for place in range(1, 7))
+    try:
+        local = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        return None
+    micros = (local - EPOCH) // MICROSECOND + int((match[7] or "0")[:6].ljust(6, "0"))
+    if match[8]:
+        return micros
+    hours, minutes = int(match[10]), int(match[11])
+    if hours > 23 or minutes > 59:
+        return None
+    offset = (hours * 60 + minutes) * 60_000_000
+    return micros - offset if match[9] == "+" else micros + offset
+
+
+def time_of_id(text: str) -> int | None:
+    """Microseconds since 1970 of the time inside a canonical UUIDv7 or ULID; None where an id has none."""
+    if _UUID7.fullmatch(text):
+        return int(text.replace("-", "")[:12], 16) * 1000
+    if _ULID.fullmatch(text):
+        millis = 0
+        for sign in text[:10]:
+            millis = millis * 32 + _CROCKFORD.index(sign)
+        return millis * 1000
+    return None
