@@ -16,7 +16,13 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFail
 
 from metering.core.usage import meter
 from metering.events import RecordBytes, decode, refuse
-from metering.events.identity import DIGEST_VERSION, content_digests, event_keys, request_keys
+from metering.events.identity import (
+    DIGEST_VERSION,
+    content_digests,
+    event_keys,
+    numbered,
+    request_keys,
+)
 from metering.events.laws import DecodeLimits
 from metering.events.rejects import RejectCode
 from metering.meters import METERS
@@ -96,11 +102,13 @@ class Batching:
                 )
                 rejects.append(refuse(raw, events=decoded.events, refused=store_refused))
                 events = events.clear()
-            events, stopped = self._brake.hold_back(events, self._names)
+            events, series, stopped = self._brake.hold_back(events, self._names)
             if stopped.height:
                 rejects.append(refuse(raw, events=decoded.events, refused=stopped))
             all_rejects = pl.concat(rejects).sort("record", "index")
-        return self._split(fetched, claims, ends, raw, events, all_rejects, decoded.unknown_fields)
+        with self._timings.of("digest"):
+            laid_out = self._rows(events, series)
+        return self._split(fetched, claims, ends, raw, events, laid_out, all_rejects, decoded.unknown_fields)
 
     def _split(
         self,
@@ -109,15 +117,14 @@ class Batching:
         ends: tuple[datetime, dict[int, int]] | None,
         raw: list[RecordBytes],
         events: pl.DataFrame,
+        laid_out: tuple[Rows, list[str], Digests],
         rejects: pl.DataFrame,
         unknown: Mapping[str, int],
     ) -> list[Part]:
         """Rows, digests and rejects of each partition, in the order of its records."""
         records = [record for part in fetched for record in part.records]
-        with self._timings.of("digest"):
-            events = events.sort("record", "index")
-            rows, texts, digests = self._rows(events)
-            source_ids = self._names.ids("sources", rejects["source"].drop_nulls().unique().to_list())
+        rows, texts, digests = laid_out
+        source_ids = self._names.ids("sources", rejects["source"].drop_nulls().unique().to_list())
         firsts = np.cumsum([0] + [len(part.records) for part in fetched])
         event_bounds = np.searchsorted(events["record"].to_numpy(), firsts)
         reject_bounds = np.searchsorted(rejects["record"].to_numpy(), firsts)
@@ -188,22 +195,28 @@ class Batching:
             )
         return parts
 
-    def _rows(self, events: pl.DataFrame) -> tuple[Rows, list[str], Digests]:
-        """LEDGER_ROWs of metered events with `series_digest` (batch and ordinal open), id texts, names to hash."""
+    def _rows(self, events: pl.DataFrame, series: list[bytes]) -> tuple[Rows, list[str], Digests]:
+        """LEDGER_ROWs of metered events (batch and ordinal open), id texts, names to hash.
+
+        `series` are digests; the column `series` of `events` says which of them each event has.
+        """
         keys = event_keys(events["event_id"])
-        series = events["series_digest"]
-        series_ids = self._names.known_series(set(series.to_list()))
+        known = self._names.known_series(series)
+        # those of stopped sources have no id and no event
+        series_ids = np.array([known.get(digest, 0) for digest in series], np.int32)
+        numbers = events["series"].to_numpy()
+        series_digests = np.array(series, "S16")[numbers]
         (source_ids, source_digests), (project_ids, project_digests), (seat_ids, seat_digests) = (
-            _named(events[column], self._names.ids(table, events[column].drop_nulls().unique().to_list()))
+            self._named(table, events[column])
             for table, column in (("sources", "source"), ("projects", "project"), ("seats", "seat"))
         )
         columns: dict[str, Any] = {
             "event_key": keys.keys,
             "request_key": request_keys(events["customer"], events["request_id"]),
             "occurred_at": events["occurred_at"].dt.timestamp("us").to_numpy(),
-            "digest": content_digests(events, series).to_numpy(),
+            "digest": content_digests(events, series_digests).to_numpy(),
             "source_id": source_ids,
-            "series_id": np.array([series_ids[digest] for digest in series.to_list()], np.int32),
+            "series_id": series_ids[numbers],
             "project_id": project_ids,
             "seat_id": seat_ids,
             "duration_ms": events["duration_ms"].fill_null(-1).to_numpy(),
@@ -217,26 +230,24 @@ class Batching:
         rows = np.zeros(events.height, LEDGER_ROW)
         for name, values in columns.items():
             rows[name] = values
-        texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist() if events.height else []
-        named = np.frombuffer(b"".join(series.to_list()), "S16")
-        return rows, texts, Digests(named, source_digests, project_digests, seat_digests)
+        if keys.key_is_id.all():
+            texts = [""] * events.height
+        else:
+            texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist()
+        return rows, texts, Digests(series_digests, source_digests, project_digests, seat_digests)
+
+    def _named(self, table: str, column: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """A column of texts as their ids, and as the digests that name them; null is 0 and the text ''."""
+        distinct, numbers = numbered(column)
+        ids = self._names.ids(table, [text for text in distinct if text is not None])
+        known = np.array([0 if text is None else ids[text] for text in distinct], np.int32)
+        return known[numbers], np.array([text_digest(text or "") for text in distinct], "S16")[numbers]
 
 
 def _mapped(column: pl.Series, ids: Mapping[Any, int]) -> np.ndarray[Any, Any]:
     """A column of texts as their ids; null is 0."""
-    return _named(column, ids)[0]
-
-
-def _named(column: pl.Series, ids: Mapping[Any, int]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A column of texts as their ids, and as the digests that name them; null is 0 and the text ''."""
-    distinct = column.unique().to_list()
-    codes = column.replace_strict(
-        pl.Series(distinct, dtype=pl.String), range(len(distinct)), return_dtype=pl.Int32
-    ).to_numpy()
-    codes = codes.astype(np.intp)  # of no rows numpy knows no type
-    numbers = np.array([0 if text is None else ids[text] for text in distinct], np.int32)
-    digests = np.frombuffer(b"".join(text_digest(text or "") for text in distinct), "S16")
-    return numbers[codes], digests[codes]
+    distinct, numbers = numbered(column)
+    return np.array([0 if text is None else ids[text] for text in distinct], np.int16)[numbers]
 
 
 def append(ledger: Ledger, parts: list[Part]) -> list[Appended]:

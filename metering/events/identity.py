@@ -3,12 +3,14 @@
 Everything here is a function of bytes that may never change: golden values pin it in the tests.
 """
 
+import binascii
 import hashlib
 import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -26,11 +28,15 @@ KEY_BYTES: Final = 16
 #: The fields of the content digest that are texts of their own, in order. The source is half of the identity
 #: and therefore not content.
 _CONTENT_TEXTS: Final = ("event_id", "request_id", "nonbillable_reason", "project", "seat", "usage_source")
+#: Those that many events share; the others differ from event to event and are never null.
+_OFTEN_REPEATED: Final = frozenset({"nonbillable_reason", "project", "seat", "usage_source"})
 _CROCKFORD: Final = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _BAD: Final = 255
 _UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
-_HYPHENS: Final = np.array([8, 13, 18, 23])
-_NIBBLES: Final = np.array([place for place in range(36) if place not in (8, 13, 18, 23)])
+_HYPHENS: Final = (8, 13, 18, 23)
+_NIBBLES: Final = np.array([place for place in range(36) if place not in _HYPHENS])
+#: Digests of series that are remembered: a few kilobytes of text each.
+_SERIES_REMEMBERED: Final = 8_192
 
 
 def _lookup(alphabet: bytes) -> Bytes:
@@ -104,11 +110,31 @@ def event_keys(event_ids: pl.Series) -> EventKeys:
 
 
 def _uuid7_table(texts: Bytes) -> tuple[Bytes, Mask]:
+    if (found := _all_uuid7(texts)) is not None:
+        return found, np.ones(len(texts), np.bool_)
     nibbles = _HEX_VALUES[texts[:, _NIBBLES]]
-    valid: Mask = (texts[:, _HYPHENS] == ord("-")).all(axis=1) & (nibbles != _BAD).all(axis=1)
+    hyphens = np.logical_and.reduce([texts[:, place] == ord("-") for place in _HYPHENS])
+    valid: Mask = hyphens & (nibbles != _BAD).all(axis=1)
     valid &= (nibbles[:, 12] == 7) & (nibbles[:, 16] >= 8) & (nibbles[:, 16] <= 11)
     keys = np.bitwise_or(nibbles[:, 0::2] << 4, nibbles[:, 1::2] & 15, dtype=np.uint8)
     return keys, valid
+
+
+def _all_uuid7(texts: Bytes) -> Bytes | None:
+    """The keys where every text is a canonical UUIDv7, as it mostly is; None leaves it to the longer way."""
+    if not all((texts[:, place] == ord("-")).all() for place in _HYPHENS):
+        return None
+    digits = texts.tobytes().replace(b"-", b"")
+    try:
+        keys = binascii.unhexlify(digits)
+    except binascii.Error:
+        return None
+    # of every four places the hyphens are told; more of them, or upper case, do not come out again
+    if keys.hex().encode() != digits or len(keys) != KEY_BYTES * len(texts):
+        return None
+    table = np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
+    known = ((table[:, 6] >> 4) == 7).all() and ((table[:, 8] >> 6) == 2).all()
+    return table if known else None
 
 
 def _ulid_table(texts: Bytes) -> tuple[Bytes, Mask]:
@@ -142,18 +168,29 @@ def is_uuid7(text: str) -> bool:
     return _UUID7.fullmatch(text) is not None
 
 
+def numbered(column: pl.Series) -> tuple[list[str | None], npt.NDArray[np.intp]]:
+    """The distinct texts of a column, null last where there is one, and for every row which of them it is."""
+    texts = column.drop_nulls().unique()
+    numbers = column.cast(pl.Enum(texts)).to_physical().cast(pl.Int64)
+    values: list[str | None] = texts.to_list()
+    if numbers.null_count():
+        numbers = numbers.fill_null(len(values))
+        values.append(None)
+    return values, numbers.to_numpy().astype(np.intp, copy=False)
+
+
 def request_keys(customers: pl.Series, request_ids: pl.Series) -> npt.NDArray[np.bytes_]:
     """128-bit keys (S16) of (customer, request_id): BLAKE2b over both, each after its length in 4 bytes."""
-    blake2b, length = hashlib.blake2b, struct.Struct(">I").pack
-    prefixes: dict[str, bytes] = {}
+    length = struct.Struct(">I").pack
+    distinct, numbers = numbered(customers)
+    # what begins with the customer is hashed so far once: a copy goes on with the request
+    begun = [hashlib.blake2b(_length_prefixed(customer), digest_size=KEY_BYTES).copy for customer in distinct]
     digests = []
-    for customer, request_id in zip(customers.to_list(), request_ids.to_list(), strict=True):
-        prefix = prefixes.get(customer)
-        if prefix is None:
-            prefix = prefixes[customer] = _length_prefixed(customer)
-        text = request_id.encode()
-        digests.append(blake2b(prefix + length(len(text)) + text, digest_size=KEY_BYTES).digest())
-    return np.array(digests, dtype=f"S{KEY_BYTES}") if digests else np.empty(0, dtype=f"S{KEY_BYTES}")
+    for number, request_id in zip(numbers.tolist(), request_ids.cast(pl.Binary).to_list(), strict=True):
+        hashed = begun[number]()
+        hashed.update(length(len(request_id)) + request_id)
+        digests.append(hashed.digest())
+    return np.frombuffer(b"".join(digests), dtype=f"S{KEY_BYTES}")
 
 
 def _length_prefixed(value: str | int | None) -> bytes:
@@ -169,14 +206,25 @@ def series_digest(dimensions: Sequence[str | int | None]) -> bytes:
     return hashlib.blake2b(b"".join(map(_length_prefixed, dimensions)), digest_size=KEY_BYTES).digest()
 
 
-def series_digests(dimensions: pl.DataFrame) -> pl.Series:
-    """A Binary series with the digest of each row's dimensions (columns of frames.DIMENSIONS)."""
+_remembered_digest = lru_cache(maxsize=_SERIES_REMEMBERED)(series_digest)
+
+
+def series_numbers(dimensions: pl.DataFrame) -> tuple[list[bytes], npt.NDArray[np.intp]]:
+    """The digests of the distinct series of a frame (columns of frames.DIMENSIONS), and which one each row has."""
     columns = list(DIMENSIONS)
     grouped = dimensions.select(columns).with_row_index("row").group_by(columns).agg("row")
-    digests = [series_digest(row) for row in grouped.select(columns).rows()]
-    group = np.empty(dimensions.height, np.int64)
-    group[grouped["row"].explode().to_numpy()] = np.repeat(np.arange(len(digests)), grouped["row"].list.len())
-    return pl.Series("series_digest", digests, dtype=pl.Binary).gather(group)
+    digests = [_remembered_digest(row) for row in grouped.select(columns).rows()]
+    numbers = np.empty(dimensions.height, np.intp)
+    numbers[grouped["row"].explode().to_numpy()] = np.repeat(
+        np.arange(len(digests)), grouped["row"].list.len()
+    )
+    return digests, numbers
+
+
+def series_digests(dimensions: pl.DataFrame) -> pl.Series:
+    """A Binary series with the digest of each row's dimensions (columns of frames.DIMENSIONS)."""
+    digests, numbers = series_numbers(dimensions)
+    return pl.Series("series_digest", digests, dtype=pl.Binary).gather(numbers)
 
 
 _CONTENT: Final = np.dtype(
@@ -190,36 +238,38 @@ _CONTENT: Final = np.dtype(
 )
 
 
-def content_digests(events: pl.DataFrame, series: pl.Series | None = None) -> pl.Series:
+def content_digests(events: pl.DataFrame, series: npt.NDArray[np.bytes_] | None = None) -> pl.Series:
     """The signed 64-bit xxh3 of each event's content: every typed field, the id's text, never the source.
 
     Row encoding of version 1: digest of the series (16 bytes), occurred_at (microseconds, 8), attempt (2),
     duration_ms (4; -1 for none), the meters (4 each), all big-endian; then the texts of the event each as
     `length:text` in UTF-8 bytes, or `-` for none. The seed is the version. `events` is a frames.EVENTS frame,
-    `series` its series_digests where the caller has them already.
+    `series` the digests of its series (S16) where the caller has them already.
     """
-    fixed = np.zeros(events.height, dtype=_CONTENT)
-    named = series_digests(events) if series is None else series
-    fixed["series"] = np.frombuffer(b"".join(named.to_list()), dtype=f"V{KEY_BYTES}")
+    if series is None:
+        series = np.frombuffer(b"".join(series_digests(events).to_list()), dtype=f"S{KEY_BYTES}")
+    fixed = np.empty(events.height, dtype=_CONTENT)
+    fixed["series"] = series.view(f"V{KEY_BYTES}")
     fixed["occurred_at"] = events["occurred_at"].dt.timestamp("us").to_numpy()
     fixed["attempt"] = events["attempt"].to_numpy()
     fixed["duration_ms"] = events["duration_ms"].fill_null(-1).to_numpy()
     for meter in METERS:
         fixed[meter] = events[meter].to_numpy()
-    texts = events.select(
-        pl.concat_str(
-            [
-                pl.concat_str(
-                    [pl.col(name).str.len_bytes().cast(pl.String), pl.lit(":"), pl.col(name)]
-                ).fill_null("-")
-                for name in _CONTENT_TEXTS
-            ]
-        ).alias("texts")
-    )["texts"].to_list()
-    hashed, blob, width = xxhash.xxh3_64_intdigest, fixed.tobytes(), _CONTENT.itemsize
-    starts = range(0, len(blob), width)
-    digests = [
-        hashed(blob[start : start + width] + text.encode(), DIGEST_VERSION)
-        for start, text in zip(starts, texts, strict=True)
-    ]
+    pieces = [piece for name in _CONTENT_TEXTS for piece in _content_pieces(events[name])]
+    texts = pl.select(pl.concat_str(pieces))["piece"].cast(pl.Binary).to_list()
+    hashed = xxhash.xxh3_64_intdigest
+    # as an opaque type: numpy makes one bytes object of each row
+    rows = fixed.view(f"V{_CONTENT.itemsize}").tolist()
+    digests = [hashed(row + text, DIGEST_VERSION) for row, text in zip(rows, texts, strict=True)]
     return pl.Series("content_digest", np.array(digests, dtype=np.uint64).view(np.int64))
+
+
+def _content_pieces(column: pl.Series) -> list[pl.Series]:
+    """What a column of texts adds to the content of each event, in pieces to be joined."""
+    if column.name in _OFTEN_REPEATED:
+        distinct, numbers = numbered(column)
+        told = ["-" if text is None else f"{len(text.encode())}:{text}" for text in distinct]
+        return [pl.Series("piece", told, dtype=pl.String).gather(numbers)]
+    sizes = column.str.len_bytes()
+    lengths = pl.Series("piece", [f"{size}:" for size in range(int(sizes.to_numpy().max(initial=0)) + 1)])
+    return [lengths.gather(sizes), column]

@@ -12,7 +12,7 @@ import psycopg
 
 from metering.errors import WrongWorld
 from metering.events import RejectCode
-from metering.events.identity import series_digests
+from metering.events.identity import series_numbers
 from metering.frames import DIMENSIONS
 from metering.settings import Settings
 from metering.store.batch import Part
@@ -93,22 +93,23 @@ class Brake:
         )
         self._stopped.add(source)
 
-    def hold_back(self, events: pl.DataFrame, names: Names) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def hold_back(self, events: pl.DataFrame, names: Names) -> tuple[pl.DataFrame, list[bytes], pl.DataFrame]:
         """Split metered events into those that go on and those of stopped sources; makes the new series.
 
-        The first frame has the digests of its series beside it, as `series_digest`; the second the columns of a
-        reject (record, index, code, field, detail).
+        The first frame says beside each event, as `series`, which of the digests names its series; the second
+        has the columns of a reject (record, index, code, field, detail).
         """
-        events = events.with_columns(series_digests(events).alias("series_digest"))
         events, held_back = self._without_stopped(events)
-        digests = set(events["series_digest"].to_list())
+        digests, numbers = series_numbers(events)
+        events = events.with_columns(pl.Series("series", numbers))
         known = names.known_series(digests)
         # not the many that are known: the worker remembers far more series than a batch has
-        unknown = [digest for digest in digests if digest not in known]
-        absent = pl.col("series_digest").is_in(unknown)
-        new = events.filter(absent) if unknown else events.clear()
-        if new.height and self._trips:
-            per_source = new.group_by("source").agg(pl.col("series_digest").n_unique().alias("series"))
+        unknown = [number for number, digest in enumerate(digests) if digest not in known]
+        if not unknown:
+            return events, digests, held_back
+        absent = pl.col("series").is_in(unknown)
+        if self._trips:
+            per_source = events.filter(absent).group_by("source").agg(pl.col("series").n_unique())
             limit = self._settings.series_new_per_batch_max
             for source, series in per_source.sort("source").iter_rows():
                 if series > limit:
@@ -120,19 +121,11 @@ class Brake:
                     self._window(names.ids("sources", [source])[source]).new_series += series
             events, more = self._without_stopped(events)
             held_back = pl.concat([held_back, more])
-            new = events.filter(absent)
-        if new.height:
-            distinct = new.unique("series_digest")
-            names.make_series(
-                dict(
-                    zip(
-                        distinct["series_digest"].to_list(),
-                        distinct.select(list(DIMENSIONS)).rows(),
-                        strict=True,
-                    )
-                )
-            )
-        return events, held_back
+        distinct = events.filter(absent).unique("series")
+        if distinct.height:
+            rows = distinct.select("series", *DIMENSIONS).iter_rows()
+            names.make_series({digests[row[0]]: row[1:] for row in rows})
+        return events, digests, held_back
 
     def _without_stopped(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         if not self._stopped:
