@@ -56,6 +56,22 @@ class Settings(BaseSettings):
         35, ge=0, description="days before today that a new ledger takes events for"
     )
     partition_ahead_days: int = Field(14, ge=1, description="days ahead for which ledger partitions are made")
+    partition_ahead_days_min: int = Field(
+        7, ge=0, description="days ahead below which it is an alarm that nobody makes partitions"
+    )
+    tend_interval_seconds: float = Field(
+        3600.0, gt=0, description="how often partitions are made, retired and archived"
+    )
+    reject_retention_days: int = Field(
+        90, ge=1, description="days that rejects and conflicts are kept with their bytes"
+    )
+    archive_address: str | None = Field(
+        None,
+        description="folder or fsspec address for archived days of the ledger; none: nothing is archived",
+    )
+    archive_after_days: int = Field(
+        90, ge=1, description="full days that a day of the ledger stays in Postgres before it is archived"
+    )
 
     record_bytes_max: int = Field(4 * 1024 * 1024, ge=1, description="largest record, decompressed")
     record_events_max: int = Field(10_000, ge=1, description="most events in a record")

@@ -12,7 +12,7 @@ from metering.store.partitions import ensure, ensure_rejects
 from metering.store.roles import ROLES
 from metering.store.tables import metadata
 
-# table-level privileges beside SELECT: i INSERT, u UPDATE; nobody but the owner has any other
+# table-level privileges beside SELECT: i INSERT, u UPDATE, d DELETE (of derived rows)
 EXPECTED = """
 role      table              privileges
 ingest    batch_sources      i
@@ -38,8 +38,8 @@ settle    settlements        i
 settle    stream_positions   iu
 settle    usage_events       i
 fold      fold_positions     iu
-fold      pool_minutes       iu
-fold      usage_quarters     iu
+fold      pool_minutes       iud
+fold      usage_quarters     iud
 fold      watermarks         i
 evaluate  alerts             i
 evaluate  outbox             i
@@ -65,7 +65,7 @@ operator  usage_events       i
 operator  voids              i
 """
 LEDGERS = ("usage_events", "ingest_batches", "rejects", "conflicts", "watermarks", "catalog_objects",
-           "catalog_revisions", "interventions", "alerts", "outbox", "outbox_attempts", "series", "sources", "voids",
+           "catalog_revisions", "interventions", "archives", "alerts", "outbox", "outbox_attempts", "series", "sources", "voids",
            "refusals", "heartbeats", "settlements", "adjustments", "replays", "batch_sources", "findings")  # fmt: skip
 WORKERS = tuple(role for role in ROLES if role != "owner")
 

@@ -377,6 +377,24 @@ finding_passes = Table(
     _required("passed_at", _instant(), server_default=text("clock_timestamp()")),
 )
 
+archives = Table(
+    "archives",
+    metadata,
+    _required("archive_id", BigInteger, primary_key=True, server_default=Identity(always=True)),
+    _required("day", Date),
+    _required("address", Text),
+    _required("rows", BigInteger),
+    _required("bytes", BigInteger),
+    _required("sha256", LargeBinary),
+    Column("first_batch_id", BigInteger),
+    Column("last_batch_id", BigInteger),
+    _required("archived_at", _instant(), server_default=text("clock_timestamp()")),
+    Column("restored_at", _instant()),
+    CheckConstraint("least(rows, bytes) >= 0", name="not_negative"),
+    CheckConstraint("length(sha256) = 32", name="sha256"),
+    Index("archives_day_idx", "day", unique=True, postgresql_where=text("restored_at IS NULL")),
+)
+
 # ---- derived: rollups and points of knowledge ----------------------------------------------------------
 
 _sums = ("requests", *METERS)
