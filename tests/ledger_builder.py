@@ -4,7 +4,7 @@ import itertools
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from metering.events.identity import event_keys, request_keys, series_digest, uu
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
+from metering.store import partitions, postgres
 from metering.store.chain import CHAIN_VERSION, GENESIS, aligned, batch_head, batch_root, text_digest
 from metering.store.ledger_rows import COPY_COLUMNS, LEDGER_ROW, Rows, to_copy_binary
 
@@ -66,18 +67,26 @@ class Event:
 class Ledger:
     """A ledger under construction, over a superuser's connection in autocommit."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, days: tuple[date, date] | None = None) -> None:
+        """One partition for all, or one for each of `days` (the first, and the day after the last)."""
         self.connection: psycopg.Connection[tuple[Any, ...]] = psycopg.connect(
             settings.database_url.get_secret_value(), autocommit=True
         )
         self.execute("SET timezone = 'UTC'")
+        if days is not None:
+            with postgres.connect(settings, "owner") as connection:
+                partitions.ensure(connection, *days)
+        else:
+            self._one_partition()
+        self._named: dict[str, dict[int, bytes]] = {
+            name: {0: text_digest("")} for name in ("series", "source", "project")
+        }
+
+    def _one_partition(self) -> None:
         self.execute(
             "CREATE TABLE IF NOT EXISTS usage_events_all PARTITION OF usage_events "
             "FOR VALUES FROM (MINVALUE) TO (MAXVALUE)"
         )
-        self._named: dict[str, dict[int, bytes]] = {
-            name: {0: text_digest("")} for name in ("series", "source", "project")
-        }
 
     def close(self) -> None:
         """Give the connection back."""

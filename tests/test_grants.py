@@ -65,8 +65,9 @@ operator  usage_events       i
 operator  voids              i
 """
 LEDGERS = ("usage_events", "ingest_batches", "rejects", "conflicts", "watermarks", "catalog_objects",
-           "catalog_revisions", "interventions", "archives", "alerts", "outbox", "outbox_attempts", "series", "sources", "voids",
-           "refusals", "heartbeats", "settlements", "adjustments", "replays", "batch_sources", "findings")  # fmt: skip
+           "catalog_revisions", "interventions", "alerts", "outbox", "outbox_attempts", "series", "sources", "voids",
+           "refusals", "heartbeats", "settlements", "adjustments", "replays", "batch_sources", "findings",
+           "archives")  # fmt: skip
 WORKERS = tuple(role for role in ROLES if role != "owner")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from metering.meters import TOKEN_METERS
 from metering.periods import DAY, MINUTE, Period, ceil_to_quarter
 from metering.settings import Settings
 from metering.store import now as store
+from metering.store import partitions
 from metering.store.books import read_books
 from metering.store.postgres import address, reading
 from metering.store.rollups import read_pool_usage, read_usage
@@ -70,6 +71,7 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
             _stopped(at, store.stopped_sources(connection)),
             _alerts(alerts),
             _outbox(at, store.outbox(connection, at - DAY)),
+            _partitions(at, settings, partitions.made_until(connection)),
         )
         outcomes = [
             store.outcomes(connection, name, at - span) for name, span in (("hour", HOUR), ("24 h", DAY))
@@ -330,3 +332,16 @@ def _outbox(at: datetime, waiting: store.Outbox) -> Fact:
     if waiting.given_up:
         says, state = f"{says}; {waiting.given_up} given up in the last 24 h", "bad"
     return Fact("outbox", says, state, asdict(waiting))
+
+
+def _partitions(at: datetime, settings: Settings, until: date | None) -> Fact:
+    """How far ahead there are partitions: an event of a day without one stops its worker."""
+    if until is None:
+        return Fact("partitions", "none is made for days ahead: run `metering init`", "bad", {"until": None})
+    days = (until - at.date()).days
+    says = f"made until {until}, {days} days ahead"
+    if days < settings.partition_ahead_days_min:
+        return Fact(
+            "partitions", f"{says}; is `metering work tend` running?", "bad", {"until": until, "days": days}
+        )
+    return Fact("partitions", says, "good", {"until": until, "days": days})

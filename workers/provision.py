@@ -34,14 +34,12 @@ def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[s
                 )
             if first > today:
                 raise BadInput(f"--ledger-from {first} lies ahead; give today or an earlier day")
-            # a ledger that exists keeps its floor: only the days since yesterday and ahead are looked after
-            begin = first if floor is None else max(first, today - timedelta(days=1))
-            ahead = today + timedelta(days=settings.partition_ahead_days + 1)
-            made = partitions.ensure(connection, begin, ahead)
-            partitions.ensure_rejects(connection, today - timedelta(days=1), ahead)
+            made = [] if floor else partitions.ensure(connection, first, today + timedelta(days=1))
+            made += partitions.ahead(connection, today, settings.partition_ahead_days)
             floor = partitions.floor(connection)
+            until = partitions.made_until(connection)
         assert floor is not None
-        yield f"ledger: from {floor.date()} to {ahead - timedelta(days=1)}, {len(made)} days made"
+        yield f"ledger: from {floor.date()} to {until}, {len(made)} days made"
         topic, was_made = admin.ensure()
         with postgres.connect(settings, "operator") as connection, connection.begin():
             added = positions.register(

@@ -66,3 +66,14 @@ def deliver(until_idle: bool = _UNTIL_IDLE) -> None:
 
     configure_logging(settings())
     worker.run(settings=settings(), until_idle=until_idle)
+
+
+@app.command("tend")
+def tend(until_idle: bool = _UNTIL_IDLE) -> None:
+    """Make partitions ahead, retire rejects and archive old days, every hour. Two at once do no harm."""
+    from metering.settings import settings
+    from workers import tend as worker
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    worker.run(settings(), until_idle=until_idle)

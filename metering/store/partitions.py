@@ -1,16 +1,27 @@
-"""Partitions of the ledger by day, and the floor below which the ledger takes nothing."""
+"""Partitions by day: made ahead, retired, dropped; and the floor below which the ledger takes nothing.
 
+No statement here lets a COPY or a report wait for it: a partition is made beside its table and attached, and
+detached concurrently before it is dropped. Where a lock does not come in time the statement gives way, and is
+tried again.
+"""
+
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import DBAPIError
 
-from metering.errors import BadInput, Unavailable
+from metering.errors import BadInput, Unavailable, WrongWorld
 
-_ATTEMPTS = 20
+_ATTEMPTS: Final = 20
+#: Nobody waits for a partition to go: a report that reads it may go on, and the next pass comes by again.
+_DROP_ATTEMPTS: Final = 5
+#: Tables of what was not accepted, by the day on which that happened.
+_REFUSED: Final = ("rejects", "conflicts")
 
 
 def key_floor(instant: datetime) -> UUID:
@@ -71,6 +82,18 @@ def ensure(connection: Connection, first: date, until: date) -> list[date]:
         raise BadInput(
             f"{first}..{until} are {(until - first).days} days; make at most ten years of partitions at once"
         )
+    archived = connection.execute(
+        text(
+            "SELECT min(day), max(day) FROM archives WHERE restored_at IS NULL AND day >= :first "
+            "AND (day < :until OR day < (SELECT floor_at FROM ledger_floor))"
+        ),
+        {"first": first, "until": until},
+    ).one()
+    if archived[0] is not None:
+        raise BadInput(
+            f"{first}..{until}: the days {archived[0]} to {archived[1]} are archived, and an older day cannot "
+            f"be taken beneath them; `metering archive restore {archived[1]}` brings the last of them back"
+        )
     existing = _existing(connection, "usage_events")
     connection.rollback()
     if "usage_events_unordered" not in existing:
@@ -101,7 +124,7 @@ def ensure(connection: Connection, first: date, until: date) -> list[date]:
 def ensure_rejects(connection: Connection, first: date, until: date) -> int:
     """Make the partitions of rejects and conflicts for the days [first, until); returns how many were missing."""
     made = 0
-    for parent in ("rejects", "conflicts"):
+    for parent in _REFUSED:
         existing = _existing(connection, parent)
         connection.rollback()
         for day in _days(first, until):
@@ -117,6 +140,92 @@ def ensure_rejects(connection: Connection, first: date, until: date) -> int:
     return made
 
 
+def ahead(connection: Connection, today: date, days: int) -> list[date]:
+    """Make every partition from yesterday to `days` ahead of `today`; returns the ledger's days that were missing.
+
+    A ledger keeps its floor. Raises WrongWorld before `metering init`.
+    """
+    lowest = floor(connection)
+    connection.rollback()
+    if lowest is None:
+        raise WrongWorld("the ledger has no floor yet; run `metering init`")
+    until = today + timedelta(days=days + 1)
+    made = ensure(connection, max(lowest.date(), today - timedelta(days=1)), until)
+    ensure_rejects(connection, today - timedelta(days=1), until)
+    return made
+
+
+def days_of(connection: Connection, parent: str) -> list[date]:
+    """The days for which a table has a partition, in order. The ledger's unordered partition has none."""
+    return sorted(
+        datetime.strptime(name[-8:], "%Y%m%d").date()  # noqa: DTZ007 - a day, without a zone
+        for name in _existing(connection, parent)
+        if name[-8:].isdigit()
+    )
+
+
+def made_until(connection: Connection) -> date | None:
+    """The last day for which the ledger, rejects and conflicts all have a partition; None without any."""
+    lasts = [days_of(connection, parent)[-1:] for parent in ("usage_events", *_REFUSED)]
+    return min(last[0] for last in lasts) if all(lasts) else None
+
+
+def retire_refused(connection: Connection, before: date) -> list[str]:
+    """Drop the partitions of rejects and conflicts of the days before `before`; returns their names.
+
+    If it dies in the middle a second run finishes. Raises Unavailable while a report holds one.
+    """
+    dropped = []
+    for parent in _REFUSED:
+        days = days_of(connection, parent)
+        connection.rollback()
+        for day in days:
+            if day < before:
+                drop(connection, parent, f"{parent}_{day:%Y%m%d}")
+                dropped.append(f"{parent}_{day:%Y%m%d}")
+    return dropped
+
+
+def drop(connection: Connection, parent: str, name: str) -> None:
+    """Detach a partition, and drop it, without ever standing in the way of a COPY or a report.
+
+    Leaves `connection` outside a transaction. What an attempt left that died, detached half way or whole, is
+    finished. Raises Unavailable while somebody holds it for longer than the attempts last.
+    """
+    connection.rollback()
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        for attempt in range(_DROP_ATTEMPTS):
+            try:
+                if (state := _inherited(connection, parent, name)) is not None:
+                    form = "FINALIZE" if state.inhdetachpending else "CONCURRENTLY"
+                    connection.exec_driver_sql(f"ALTER TABLE {parent} DETACH PARTITION {name} {form}")
+                connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+                return
+            except DBAPIError as error:
+                # a lock that did not come; or another one detached it meanwhile, or began to
+                if getattr(error.orig, "sqlstate", None) not in ("55P03", "40P01", "42P01", "55000"):
+                    raise
+                time.sleep(0.1 * attempt)
+        raise Unavailable(
+            f"partition {name} is in use and was not dropped; nothing is lost, and the next attempt finishes"
+        )
+    finally:
+        if not connection.invalidated:
+            connection.rollback()
+            connection.execution_options(isolation_level="READ COMMITTED")
+
+
+def _inherited(connection: Connection, parent: str, name: str) -> Row[tuple[bool]] | None:
+    return connection.execute(
+        text(
+            "SELECT inhdetachpending FROM pg_inherits "
+            "WHERE inhparent = to_regclass(:parent) AND inhrelid = to_regclass(:name)"
+        ),
+        {"parent": parent, "name": name},
+    ).one_or_none()
+
+
 def floor(connection: Connection) -> datetime | None:
     """The instant below which the ledger takes nothing; None before `metering init`."""
     found: datetime | None = connection.execute(
@@ -128,8 +237,11 @@ def floor(connection: Connection) -> datetime | None:
 def missing(error: psycopg.Error) -> str:
     """What to do about a row that found no partition, naming its day from the key that found no place."""
     table = error.diag.table_name
-    if table in ("rejects", "conflicts"):
-        return f"the table {table} has no partition for today; nothing was written. Run `metering init`"
+    if table in _REFUSED:
+        return (
+            f"the table {table} has no partition for today; nothing was written. Run `metering init`, and "
+            "keep `metering work tend` running"
+        )
     detail = error.diag.message_detail or str(error)
     key = detail.rsplit("(", 1)[-1].split(")")[0]
     try:
