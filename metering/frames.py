@@ -308,6 +308,45 @@ EVENTS: Final = Frame(
     nullable=frozenset({"pool", "nonbillable_reason", "project", "seat", "duration_ms"}),
     laws={"meters are not negative": pl.min_horizontal([pl.col(meter) for meter in METERS]) >= 0},
 )
+#: One row per acceptable event that is no usage; what its kind does not have is null.
+NOTICES: Final = Frame(
+    "NOTICES",
+    {
+        "record": pl.Int32,
+        "index": pl.Int32,
+        "event_id": pl.String,
+        "source": pl.String,
+        "occurred_at": INSTANT,
+        "kind": pl.String,  # void | refused | heartbeat
+        "reason": pl.String,  # void: free, may be null; refused: customer_limit | pool_full
+        "target_source": pl.String,  # void: the event that it takes back
+        "target_id": pl.String,
+        "side": pl.String,  # charge | both
+        "customer": pl.String,  # refused, from here on
+        "request_id": pl.String,
+        "attempt": pl.Int16,
+        "product": pl.String,
+        "tier_sold": pl.String,
+        "provider": pl.String,  # null: not chosen yet
+        "model": pl.String,
+        "region": pl.String,
+        "pool": pl.String,
+        "project": pl.String,
+        "seat": pl.String,
+        "estimated_input_tokens": pl.Int32,
+        "estimated_output_tokens": pl.Int32,
+        "sequence": pl.Int64,  # heartbeat
+        "complete_until": INSTANT,
+    },
+    key=("record", "index"),
+    nullable=frozenset(
+        {
+            *("reason", "target_source", "target_id", "side", "customer", "request_id", "attempt", "product"),
+            *("tier_sold", "provider", "model", "region", "pool", "project", "seat", "sequence"),
+            *("estimated_input_tokens", "estimated_output_tokens", "complete_until"),
+        }
+    ),
+)
 #: One row per record or event that cannot be accepted. `index` -1: the whole record.
 REJECTS: Final = Frame(
     "REJECTS",

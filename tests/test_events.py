@@ -318,9 +318,9 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
     ({"specversion": "0.3"}, "spec_version_unsupported", "specversion"),
     ({"specversion": 1.0}, "wrong_type", "specversion"),
     ({"specversion": _ABSENT}, "missing_field", "specversion"),
-    ({"type": "inference.heartbeat.v1", "data": {"sequence": 1}}, "type_not_supported", "type"),
-    ({"type": "inference.void.v1", "data": _ABSENT}, "type_not_supported", "type"),
-    ({"type": "inference.refused.v1"}, "type_not_supported", "type"),
+    ({"type": "inference.heartbeat.v1", "data": {"sequence": 1}}, "missing_field", "data.complete_until"),
+    ({"type": "inference.void.v1", "data": _ABSENT}, "missing_field", "data"),
+    ({"type": "inference.refused.v1"}, "missing_field", "data.reason"),
     ({"type": "something.else"}, "type_not_supported", "type"),
     ({"type": None}, "missing_field", "type"),
     ({"id": _ABSENT}, "missing_field", "id"),
@@ -590,9 +590,10 @@ paths = st.sampled_from(
 
 
 def accounted(result: Decoded, record: int, count: int) -> bool:
-    """Every event of a record is an event or a reject, never both; or the whole record is a reject."""
+    """Every event of a record is in one of the frames, never in two; or the whole record is a reject."""
     places = [
         *result.events.filter(pl.col("record") == record)["index"],
+        *result.notices.filter(pl.col("record") == record)["index"],
         *result.rejects.filter(pl.col("record") == record)["index"],
     ]
     return sorted(places) in ([-1], list(range(count)))

@@ -10,8 +10,9 @@ import polars as pl
 from metering.events import wire
 from metering.events.columns import EventColumns, reported
 from metering.events.laws import DecodeLimits, laws, put_to_laws
+from metering.events.notices import Notice, NoticeRows, decode_notice, notice_laws
 from metering.events.rejects import Fault, RejectCode, cleaned
-from metering.frames import REJECTS
+from metering.frames import NOTICES, REJECTS
 
 #: Headers of a record that may be one event; others take the longer way.
 _LONE_FORMS: Final = frozenset({"application/cloudevents+json", "application/x-ndjson", "application/json"})
@@ -27,13 +28,15 @@ class RecordBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What some records held: every event of them is a row of `events` or of `rejects`, never of both.
+    """What some records held: every event of them is a row of `events`, `notices` or `rejects`, of one only.
 
-    `events` is a frames.REPORTED_EVENTS, `rejects` a frames.REJECTS; `record` is the position of the record
-    in what was given. `unknown_fields`: per source, how many fields were dropped from events that were kept.
+    `events` is a frames.REPORTED_EVENTS, `notices` a frames.NOTICES, `rejects` a frames.REJECTS; `record` is
+    the position of the record in what was given. `unknown_fields`: per source, how many fields were dropped
+    from events that were kept.
     """
 
     events: pl.DataFrame
+    notices: pl.DataFrame
     rejects: pl.DataFrame
     unknown_fields: dict[str, int]
 
@@ -48,12 +51,15 @@ def decode(records: Sequence[RecordBytes], *, limits: DecodeLimits) -> Decoded:
     for number, record in enumerate(records):
         if not _read_lone_event(read, number, record, limits):
             _read_record(read, number, record, limits)
-    events = read.columns.frame([record.appended_at for record in records])
-    events, refused = put_to_laws(events, laws(limits, nul=read.nul))
-    rejects = REJECTS.conform(
-        pl.concat([_reject_frame(read.rejects), refuse(records, events=refused, refused=refused)])
-    )
-    return Decoded(reported(events), rejects, read.unknown)
+    appended_at = [record.appended_at for record in records]
+    events, refused = put_to_laws(read.columns.frame(appended_at), laws(limits, nul=read.nul))
+    rejects = [_reject_frame(read.rejects), refuse(records, events=refused, refused=refused)]
+    notices = NOTICES.empty()
+    if len(read.notices):
+        lawful, refused = put_to_laws(read.notices.frame(appended_at), notice_laws(limits))
+        rejects.append(refuse(records, events=refused, refused=refused))
+        notices = NOTICES.conform(lawful)
+    return Decoded(reported(events), notices, REJECTS.conform(pl.concat(rejects)), read.unknown)
 
 
 def refuse(records: Sequence[RecordBytes], *, events: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
@@ -90,6 +96,7 @@ class _Read:
     """What has been read so far: events with their places, rejects, fields dropped by source."""
 
     columns: EventColumns = field(default_factory=EventColumns)
+    notices: NoticeRows = field(default_factory=NoticeRows)
     rejects: list[_Reject] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     nul: bool = False
@@ -217,16 +224,22 @@ def _read_pieces(read: _Read, number: int, pieces: list[bytes]) -> None:
     """Read event by event: each becomes an event or a reject."""
     events, indexes = [], []
     for index, piece in enumerate(pieces):
+        found: tuple[wire.Event | Notice, int] | Fault
         try:
             found = wire.decode_event(piece)
+            if isinstance(found, Fault) and found.code is RejectCode.TYPE_NOT_SUPPORTED:
+                found = decode_notice(piece)
         except Exception as error:  # any exception of the decoder is a reject of that event
             found = Fault(RejectCode.DECODER_FAILED, None, f"the decoder broke with {type(error).__name__}")
         if isinstance(found, Fault):
             read.rejects.append(_Reject(number, index, found, *wire.named(piece), piece))
         else:
             event, unknown = found
-            events.append(event)
-            indexes.append(index)
+            if isinstance(event, wire.Event):
+                events.append(event)
+                indexes.append(index)
+            else:
+                read.notices.add(number, index, event)
             read.drop(event.source, unknown)
     read.columns.add(number, events, indexes)
 

@@ -184,7 +184,7 @@ def request_keys(customers: pl.Series, request_ids: pl.Series) -> npt.NDArray[np
     length = struct.Struct(">I").pack
     distinct, numbers = numbered(customers)
     # what begins with the customer is hashed so far once: a copy goes on with the request
-    begun = [hashlib.blake2b(_length_prefixed(customer), digest_size=KEY_BYTES).copy for customer in distinct]
+    begun = [hashlib.blake2b(length_prefixed(customer), digest_size=KEY_BYTES).copy for customer in distinct]
     digests = []
     for number, request_id in zip(numbers.tolist(), request_ids.cast(pl.Binary).to_list(), strict=True):
         hashed = begun[number]()
@@ -193,7 +193,7 @@ def request_keys(customers: pl.Series, request_ids: pl.Series) -> npt.NDArray[np
     return np.frombuffer(b"".join(digests), dtype=f"S{KEY_BYTES}")
 
 
-def _length_prefixed(value: str | int | None) -> bytes:
+def length_prefixed(value: str | int | None) -> bytes:
     """A field after its length in 4 bytes; an integer as 8 bytes; null as the length 2**32 - 1 alone."""
     if value is None:
         return b"\xff\xff\xff\xff"
@@ -203,7 +203,7 @@ def _length_prefixed(value: str | int | None) -> bytes:
 
 def series_digest(dimensions: Sequence[str | int | None]) -> bytes:
     """The 16-byte digest that names one series: BLAKE2b over its dimensions in the declared order."""
-    return hashlib.blake2b(b"".join(map(_length_prefixed, dimensions)), digest_size=KEY_BYTES).digest()
+    return hashlib.blake2b(b"".join(map(length_prefixed, dimensions)), digest_size=KEY_BYTES).digest()
 
 
 _remembered_digest = lru_cache(maxsize=_SERIES_REMEMBERED)(series_digest)

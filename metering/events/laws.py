@@ -65,54 +65,10 @@ class Law(NamedTuple):
 
 def laws(limits: DecodeLimits, *, nul: bool) -> list[Law]:
     """The laws in the order in which they are looked at: the first that is broken names the reject."""
-    floor = pl.lit(limits.ledger_floor, dtype=INSTANT)
-    occurred_at, id_at, appended_at = pl.col("occurred_at"), pl.col("id_at"), pl.col("appended_at")
     ran_on, pool = pl.col("ran_on"), pl.col("capacity_pool")
     return [
-        *(_text_law(column, name, nul=nul) for column, name in _TEXTS.items()),
-        Law(
-            RejectCode.TIME_INVALID,
-            "time",
-            occurred_at.is_null(),
-            pl.format(
-                "time is '{}'; it must be RFC 3339 with a zone: 2026-10-31T23:59:59.123456Z", _start("time")
-            ),
-        ),
-        Law(
-            RejectCode.TIME_FROM_FUTURE,
-            "time",
-            occurred_at > appended_at + pl.duration(seconds=limits.event_ahead_seconds_max),
-            pl.format(
-                "time is {}, more than {} s after the record was appended at {}",
-                *(_start("time"), pl.lit(limits.event_ahead_seconds_max), _instant("appended_at")),
-            ),
-        ),
-        Law(
-            RejectCode.ID_FROM_FUTURE,
-            "id",
-            id_at > appended_at + pl.duration(seconds=limits.id_ahead_seconds_max),
-            pl.format(
-                "the time inside the id is {}, more than {} s after the record was appended at {}",
-                *(_instant("id_at"), pl.lit(limits.id_ahead_seconds_max), _instant("appended_at")),
-            ),
-        ),
-        Law(
-            RejectCode.TOO_OLD,
-            "time",
-            occurred_at < floor,
-            pl.format(
-                "time is {}, before the ledger's floor {}", _start("time"), pl.lit(_iso(limits.ledger_floor))
-            ),
-        ),
-        Law(
-            RejectCode.TOO_OLD,
-            "id",
-            id_at < floor,
-            pl.format(
-                "the time inside the id is {}, before the ledger's floor {}",
-                *(_instant("id_at"), pl.lit(_iso(limits.ledger_floor))),
-            ),
-        ),
+        *(text_law(column, name, nul=nul) for column, name in _TEXTS.items()),
+        *time_laws(limits),
         Law(
             RejectCode.POOL_MISSING,
             "data.capacity_pool",
@@ -153,7 +109,66 @@ def laws(limits: DecodeLimits, *, nul: bool) -> list[Law]:
     ]
 
 
-def _text_law(column: str, name: str, *, nul: bool) -> Law:
+def time_laws(limits: DecodeLimits) -> list[Law]:
+    """The laws on the time of any event, and on the time inside its id."""
+    floor = pl.lit(limits.ledger_floor, dtype=INSTANT)
+    occurred_at, id_at, appended_at = pl.col("occurred_at"), pl.col("id_at"), pl.col("appended_at")
+    return [
+        instant_law("time", "occurred_at", "time"),
+        Law(
+            RejectCode.TIME_FROM_FUTURE,
+            "time",
+            occurred_at > appended_at + pl.duration(seconds=limits.event_ahead_seconds_max),
+            pl.format(
+                "time is {}, more than {} s after the record was appended at {}",
+                *(_start("time"), pl.lit(limits.event_ahead_seconds_max), _instant("appended_at")),
+            ),
+        ),
+        Law(
+            RejectCode.ID_FROM_FUTURE,
+            "id",
+            id_at > appended_at + pl.duration(seconds=limits.id_ahead_seconds_max),
+            pl.format(
+                "the time inside the id is {}, more than {} s after the record was appended at {}",
+                *(_instant("id_at"), pl.lit(limits.id_ahead_seconds_max), _instant("appended_at")),
+            ),
+        ),
+        Law(
+            RejectCode.TOO_OLD,
+            "time",
+            occurred_at < floor,
+            pl.format(
+                "time is {}, before the ledger's floor {}", _start("time"), pl.lit(_iso(limits.ledger_floor))
+            ),
+        ),
+        Law(
+            RejectCode.TOO_OLD,
+            "id",
+            id_at < floor,
+            pl.format(
+                "the time inside the id is {}, before the ledger's floor {}",
+                *(_instant("id_at"), pl.lit(_iso(limits.ledger_floor))),
+            ),
+        ),
+    ]
+
+
+def instant_law(column: str, instant: str, name: str) -> Law:
+    """The law that a text (`column`) could be read as an `instant`; `name` is that on the wire."""
+    return Law(
+        RejectCode.TIME_INVALID,
+        name,
+        pl.col(column).is_not_null() & pl.col(instant).is_null(),
+        pl.format(
+            "{} is '{}'; it must be RFC 3339 with a zone: 2026-10-31T23:59:59.123456Z",
+            pl.lit(name),
+            _start(column),
+        ),
+    )
+
+
+def text_law(column: str, name: str, *, nul: bool) -> Law:
+    """The law on the size of a text; `nul` also looks for a NUL in it."""
     text = pl.col(column)
     size = text.str.len_bytes()
     broken = (size < 1) | (size > TEXT_BYTES_MAX)

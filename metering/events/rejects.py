@@ -33,7 +33,7 @@ class RejectCode(StrEnum):
         "the JSON is not an object, or not the form that the content-type header names",
     )
     SPEC_VERSION_UNSUPPORTED = "spec_version_unsupported", "specversion is not 1.0"
-    TYPE_NOT_SUPPORTED = "type_not_supported", "the type of event is not handled (yet)"
+    TYPE_NOT_SUPPORTED = "type_not_supported", "the type of event is not handled"
     MISSING_FIELD = "missing_field", "a required field is missing or null"
     WRONG_TYPE = (
         "wrong_type",
@@ -44,17 +44,23 @@ class RejectCode(StrEnum):
     ID_INVALID = "id_invalid", "the id is empty, longer than 200 bytes, or holds a NUL"
     SOURCE_INVALID = "source_invalid", "the source is empty, longer than 200 bytes, or holds a NUL"
     TEXT_INVALID = "text_invalid", "another text is empty, longer than 200 bytes, or holds a NUL"
-    TIME_INVALID = "time_invalid", "time is not an RFC 3339 date and time with a zone"
+    TIME_INVALID = (
+        "time_invalid",
+        "time, or a heartbeat's complete_until, is not an RFC 3339 date and time with a zone",
+    )
     TIME_FROM_FUTURE = (
         "time_from_future",
-        "time lies more than METERING_EVENT_AHEAD_SECONDS_MAX after the append time",
+        "time, or a heartbeat's complete_until, lies more than METERING_EVENT_AHEAD_SECONDS_MAX after the append time",
     )
     ID_FROM_FUTURE = (
         "id_from_future",
         "the time inside the id lies more than METERING_ID_AHEAD_SECONDS_MAX after the append time",
     )
     TOO_OLD = "too_old", "time, or the time inside the id, lies before the ledger's floor"
-    POOL_MISSING = "pool_missing", "ran_on is pool or overflow, and no capacity_pool is named"
+    POOL_MISSING = (
+        "pool_missing",
+        "ran_on is pool or overflow, or a refusal's reason is pool_full, and no capacity_pool is named",
+    )
     REASON_CONTRADICTS = (
         "reason_contradicts",
         "billable is false without a nonbillable_reason, or true with one",

@@ -94,7 +94,7 @@ _COUNT_FIELDS: Final = frozenset(COUNT_FIELDS)
 
 decode_strict = msgspec.json.Decoder(_StrictEvent).decode
 _decode_dropping = msgspec.json.Decoder(Event).decode
-_decode_any = msgspec.json.Decoder().decode
+decode_any = msgspec.json.Decoder().decode
 decode_strict_array = msgspec.json.Decoder(list[_StrictEvent]).decode
 decode_dropping_array = msgspec.json.Decoder(list[Event]).decode
 _decode_raw_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -106,7 +106,7 @@ BAD_BYTES: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 def unknown_fields(event: bytes) -> int:
     """How many fields of an event are not in its shape (at least 1 where that cannot be told)."""
     try:
-        return count_unknown(_decode_any(event))
+        return count_unknown(decode_any(event))
     except BAD_BYTES:
         return 1
 
@@ -114,7 +114,7 @@ def unknown_fields(event: bytes) -> int:
 def unknown_fields_of(value: bytes, count: int) -> list[int]:
     """The same for each of the `count` events of an array that could be read."""
     try:
-        return [count_unknown(event) for event in _decode_any(value)]
+        return [count_unknown(event) for event in decode_any(value)]
     except BAD_BYTES:
         pieces = elements_of(value) or []
         assert len(pieces) == count, "the outline and the typed reading of an array agree"
@@ -142,7 +142,7 @@ def decode_event(piece: bytes) -> tuple[Event, int] | Fault:
     except BAD_BYTES as failed:
         error: Exception = failed
     try:
-        plain = _decode_any(piece)
+        plain = decode_any(piece)
     except BAD_BYTES as failed:
         # not JSON at all says more than the field at which the typed reading stopped
         return _fault(error if isinstance(failed, msgspec.ValidationError) else failed)
@@ -152,7 +152,12 @@ def decode_event(piece: bytes) -> tuple[Event, int] | Fault:
         # The last of duplicate keys wins, also where an earlier one has the wrong type.
         return msgspec.convert(plain, Event), count_unknown(plain)
     except BAD_BYTES as failed:
-        return _with_number(_fault(failed), plain)
+        return fault_of(failed, plain)
+
+
+def fault_of(failed: Exception, plain: Any) -> Fault:
+    """The reject that a failed reading of an event means, which `plain` holds as plain objects."""
+    return _with_number(_fault(failed), plain)
 
 
 def _with_number(fault: Fault, plain: Any) -> Fault:
@@ -184,7 +189,7 @@ def _envelope_fault(plain: Any) -> Fault | None:
         return Fault(
             RejectCode.TYPE_NOT_SUPPORTED,
             "type",
-            f"type is {quoted(kind)}; only '{USAGE_TYPE}' is handled so far",
+            f"type is {quoted(kind)}, not '{USAGE_TYPE}'",
         )
     return None
 
@@ -222,6 +227,8 @@ _CLOSED_LISTS: Final = {
     "data.nonbillable_reason": ", ".join(NONBILLABLE_REASONS),
     "data.usage_convention": "inclusive or disjoint",
     "data.usage_source": "provider, estimated or partial",
+    "data.side": "charge or both",
+    "data.reason": "customer_limit or pool_full",
 }
 
 
@@ -236,7 +243,7 @@ def _allowed(field: str) -> str:
 def named(piece: bytes) -> tuple[str | None, str | None]:
     """The (source, id) that an event claims to have, each None where it cannot be read or kept."""
     try:
-        plain = _decode_any(piece)
+        plain = decode_any(piece)
     except BAD_BYTES:
         return None, None
     if not isinstance(plain, dict):
@@ -284,7 +291,7 @@ def settled(value: bytes) -> Form:
 def outline_fault(value: bytes) -> Fault:
     """What is wrong with a record in which no events can be told apart."""
     try:
-        _decode_any(value)
+        decode_any(value)
     except msgspec.ValidationError:
         # a number beyond every range stopped the reading: it is not what is wrong with the outline
         return Fault(RejectCode.NOT_JSON, None, "no events can be told apart in it")
