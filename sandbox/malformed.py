@@ -54,7 +54,7 @@ def malformed_lines(day: date, tail: bytes) -> list[tuple[bytes, str]]:
         (event(12, data__capacity_pool=None), RejectCode.POOL_MISSING),
         (event(13, data__ran_on="moon"), RejectCode.VALUE_UNKNOWN),
         (event(14, data__billable=False), RejectCode.REASON_CONTRADICTS),
-        (event(15, type="inference.heartbeat.v1"), RejectCode.TYPE_NOT_SUPPORTED),
+        (event(15, type="inference.usage.v2"), RejectCode.TYPE_NOT_SUPPORTED),
         (event(16, specversion="0.3"), RejectCode.SPEC_VERSION_UNSUPPORTED),
         (event(17, subject=None), RejectCode.MISSING_FIELD),
         (event(18, subject="nul\0nul"), RejectCode.TEXT_INVALID),

@@ -40,9 +40,46 @@ def event(name: object, at: datetime, **changes: Any) -> dict[str, Any]:
             "usage": {"input_tokens": 100, "output_tokens": 10},
         },
     }
+    return _changed(made, changes)
+
+
+def void(name: object, at: datetime, target: tuple[str, str], **changes: Any) -> dict[str, Any]:
+    """A void of the event `target`, a pair of source and id."""
+    data = {"source": target[0], "id": target[1]}
+    return _changed(_notice("void", event_id(name, at), "desk", at, data), changes)
+
+
+def refusal(name: object, at: datetime, **changes: Any) -> dict[str, Any]:
+    """A refusal for a full pool."""
+    data = {"request_id": f"request-{name}", "reason": "pool_full", "model": "lumen", "tier_sold": "standard"}
+    made = _notice("refused", event_id(name, at), "gateway-1", at, {**data, "capacity_pool": "north"})
+    return _changed({**made, "subject": "acme"}, changes)
+
+
+def heartbeat(sequence: int, at: datetime, source: str = "gateway-1", **changes: Any) -> dict[str, Any]:
+    """A heartbeat made at an instant and complete until then."""
+    data = {"sequence": sequence, "complete_until": instant_text(at)}
+    name = f"heartbeat {source} {sequence}"
+    return _changed(_notice("heartbeat", event_id(name, at), source, at, data), changes)
+
+
+def _notice(kind: str, name: str, source: str, at: datetime, data: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "specversion": "1.0",
+        "id": name,
+        "source": source,
+        "type": f"inference.{kind}.v1",
+        "time": instant_text(at),
+        "data": data,
+    }
+
+
+def _changed(made: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for change, value in changes.items():
-        where, _, key = change.rpartition("__")
-        target = {"": made, "data": made["data"], "usage": made["data"]["usage"]}[where]
+        *outer, key = change.split("__")
+        target = made
+        for name in outer:
+            target = made["data"]["usage"] if name == "usage" else target[name]
         target[key] = value
     return made
 

@@ -12,11 +12,13 @@ import polars as pl
 import psycopg
 
 from metering.events.identity import event_keys, request_keys, series_digest, uuid7_text
+from metering.events.notices import notice_digest
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import partitions, postgres
 from metering.store.chain import CHAIN_VERSION, GENESIS, aligned, batch_head, batch_root, text_digest
+from metering.store.ledger import EVENT_TYPES
 from metering.store.ledger_rows import COPY_COLUMNS, LEDGER_ROW, Rows, to_copy_binary
 
 TOPIC = uuid.UUID("00000000-0000-4000-8000-00000000000a")
@@ -56,6 +58,16 @@ class Event:
     voids: str | None = None
     voids_source: str = "gateway"
     side: str = "charge"
+    heartbeat: tuple[int, str] | None = None  # sequence, complete until: no usage
+
+    @property
+    def notice(self) -> tuple[str, tuple[Any, ...]] | None:
+        """The kind and content of an event that is no usage."""
+        if self.voids is not None:
+            return "void", (self.voids_source, self.voids, self.side, None)
+        if self.heartbeat is not None:
+            return "heartbeat", (self.heartbeat[0], instant(self.heartbeat[1]))
+        return None
 
     @property
     def dimensions(self) -> tuple[str | int | None, ...]:
@@ -127,6 +139,7 @@ class Ledger:
             rows, texts = self._rows(events, batch_id)
             self._copy(rows, texts)
             self._void(events, rows, batch_id)
+            self._heartbeats(events, rows, batch_id)
             root = batch_root(
                 rows,
                 series=aligned(rows["series_id"], self._named["series"]),
@@ -195,11 +208,14 @@ class Ledger:
             row["occurred_at"] = (instant(event.at) - _EPOCH).total_seconds() * 1_000_000
             row["digest"] = numbers[at]
             row["source_id"] = sign * self._id("source", event.source)
-            row["series_id"] = 0 if event.voids else self._series(event)
+            row["series_id"] = self._series(event)
             row["project_id"] = self._id("project", event.project) if event.project else 0
             row["duration_ms"] = event.duration_ms
-            row["event_type"] = 2 if event.voids else event.event_type
-            if event.voids:
+            row["event_type"] = event.event_type
+            if (noticed := event.notice) is not None:
+                kind, content = noticed
+                row["event_type"], row["series_id"] = EVENT_TYPES[kind], 0
+                row["digest"] = notice_digest(kind, ids[at], instant(event.at), content)
                 continue
             amounts = {
                 "uncached_input_tokens": event.tokens[0],
@@ -209,6 +225,16 @@ class Ledger:
             for meter in METERS:
                 row[meter] = sign * amounts.get(meter, 0)
         return rows, ["" if is_key else text for text, is_key in zip(ids, keys.key_is_id, strict=True)]
+
+    def _heartbeats(self, events: Sequence[Event], rows: Rows, batch_id: int) -> None:
+        for event, row in zip(events, rows, strict=True):
+            if event.heartbeat is not None:
+                self.execute(
+                    "INSERT INTO heartbeats (event_key, source_id, batch_id, occurred_at, sequence, complete_until) "
+                    "VALUES (%s, %s, %s, %s, %s, %s)",
+                    uuid.UUID(bytes=row["event_key"].ljust(16, b"\0")), int(row["source_id"]), batch_id,
+                    instant(event.at), event.heartbeat[0], instant(event.heartbeat[1]),
+                )  # fmt: skip
 
     def _copy(self, rows: Rows, texts: list[str]) -> None:
         with self.connection.cursor() as cursor:

@@ -34,7 +34,7 @@ def honest(settings: Settings, ledger: Ledger) -> Ledger:
             Event(f"2026-10-31 {hour}:14:59.999999", (100, 10), pool="north", ran_on="pool", project="alpha"),
             Event(f"2026-10-31 {hour}:15:00", (7, 1), customer="globex", duration_ms=12),
             Event(f"2026-10-31 {hour}:15:00", (5, 5), event_id=f"an id of {hour} o'clock"),
-            Event(f"2026-10-31 {hour}:15:01", (0, 0), event_type=2),
+            Event(f"2026-10-31 {hour}:15:01", heartbeat=(hour, f"2026-10-31 {hour}:15:00")),
         ]
 
     ledger.batch(intakes[0], events(10), duplicate=1)
@@ -69,6 +69,7 @@ def test_an_honest_ledger_passes_and_nothing_moves(settings: Settings, honest: L
         checks = list(verify(connection, roots=True))
     assert [(check.name, check.seen) for check in checks if check.difference is None] == [
         ("batch counts", "5 batches, 13 accepted events"),
+        ("details", "3 voids, refusals and heartbeats"),
         ("batch chain", "5 heads of 3 intakes"),
         ("series", "3 digests"),
         ("ledger rows", "13 rows in 5 roots"),
@@ -150,7 +151,13 @@ DAMAGE = [
 LOSS = [
     ("DELETE FROM usage_quarters WHERE interval_id = 3", {"usage_quarters": "the rollup has no row"}),
     (ADDED, {"usage_quarters": "the ledger no usage"}),
-    (COPIED, {"batch counts": "1 ledger rows name batch 999, which does not exist"}),
+    (
+        COPIED,
+        {
+            "batch counts": "1 ledger rows name batch 999, which does not exist",
+            "details": "(batch 999) has no row in voids",
+        },
+    ),
     (
         f"DELETE FROM usage_events WHERE {ROW}",
         {
@@ -186,7 +193,9 @@ def test_damage_is_found_and_named(
 
 def test_truncation_is_found(settings: Settings, honest: Ledger) -> None:
     honest.execute("TRUNCATE usage_events")
-    assert found(settings, roots=False).keys() == {"batch counts", "usage_quarters", "pool_minutes"}
+    assert found(settings, roots=False).keys() == {
+        "batch counts", "details", "usage_quarters", "pool_minutes",
+    }  # fmt: skip
 
 
 def test_the_command_exits_with_1_at_a_difference(

@@ -29,11 +29,12 @@ from metering.meters import METERS
 from metering.store.batch import Appended, Digests, Part, Refused, Reject
 from metering.store.chain import text_digest
 from metering.store.ledger import EVENT_TYPES, NONBILLABLE_REASONS, USAGE_SOURCES, Ledger
-from metering.store.ledger_rows import LEDGER_ROW, Rows
+from metering.store.ledger_rows import LEDGER_ROW
 from metering.store.names import Names
 from metering.store.positions import Claim
 from metering.store.sources import Brake
 from metering.stream.consumer import Fetched
+from workers.notices import PLACES, LaidOut, lay_out, merged
 
 _LOCK_ATTEMPTS: Final = 3
 #: What the store says of rows that it cannot hold: the batch is narrowed down to the record that is at fault.
@@ -94,21 +95,30 @@ class Batching:
                 code = pl.lit(RejectCode.COUNTS_CONTRADICT.value).alias("code")
                 rejects.append(refuse(raw, events=decoded.events, refused=contradictions.with_columns(code)))
             # what the store refuses is not named in it either: a name may be what it refuses
-            if refused is not None and events.height:
-                store_refused = events.select("record", "index").with_columns(
+            notices = decoded.notices
+            if refused is not None:
+                places = pl.concat([events.select(PLACES), notices.select(PLACES)])
+                store_refused = places.select(
+                    "record",
+                    "index",
                     code=pl.lit(RejectCode.STORE_REFUSED.value),
                     field=pl.lit(None, pl.String),
                     detail=pl.lit(f"the store refuses this record: {refused}"),
                 )
-                rejects.append(refuse(raw, events=decoded.events, refused=store_refused))
-                events = events.clear()
+                rejects.append(refuse(raw, events=places, refused=store_refused))
+                events, notices = events.clear(), notices.clear()
             events, series, stopped = self._brake.hold_back(events, self._names)
             if stopped.height:
                 rejects.append(refuse(raw, events=decoded.events, refused=stopped))
+            if notices.height:
+                notices, stopped = self._brake.without_stopped(notices)
+                rejects.append(refuse(raw, events=decoded.notices, refused=stopped))
             all_rejects = pl.concat(rejects).sort("record", "index")
         with self._timings.of("digest"):
             laid_out = self._rows(events, series)
-        return self._split(fetched, claims, ends, raw, events, laid_out, all_rejects, decoded.unknown_fields)
+            if notices.height:
+                laid_out = merged(laid_out, lay_out(notices, self._names))
+        return self._split(fetched, claims, ends, raw, laid_out, all_rejects, decoded.unknown_fields)
 
     def _split(
         self,
@@ -116,25 +126,23 @@ class Batching:
         claims: Mapping[int, Claim],
         ends: tuple[datetime, dict[int, int]] | None,
         raw: list[RecordBytes],
-        events: pl.DataFrame,
-        laid_out: tuple[Rows, list[str], Digests],
+        laid_out: LaidOut,
         rejects: pl.DataFrame,
         unknown: Mapping[str, int],
     ) -> list[Part]:
-        """Rows, digests and rejects of each partition, in the order of its records."""
+        """Rows, digests, details and rejects of each partition, in the order of its records."""
         records = [record for part in fetched for record in part.records]
-        rows, texts, digests = laid_out
         source_ids = self._names.ids("sources", rejects["source"].drop_nulls().unique().to_list())
         firsts = np.cumsum([0] + [len(part.records) for part in fetched])
-        event_bounds = np.searchsorted(events["record"].to_numpy(), firsts)
+        event_bounds = np.searchsorted(laid_out.places["record"].to_numpy(), firsts)
         reject_bounds = np.searchsorted(rejects["record"].to_numpy(), firsts)
         parts = []
         for number, part in enumerate(fetched):
             low, high = int(event_bounds[number]), int(event_bounds[number + 1])
-            own = rows[low:high]
+            own = laid_out.rows[low:high]
             own["ordinal"] = np.arange(high - low)
             chosen = np.arange(low, high)
-            places = events.slice(low, high - low).select("record", "index", "source", "event_id")
+            places = laid_out.places.slice(low, high - low)
 
             def cut(chosen: Sequence[int], places: pl.DataFrame = places) -> list[Refused]:
                 pieces = refuse(
@@ -166,8 +174,8 @@ class Batching:
                     next_offset=part.next_offset,
                     records=len(part.records),
                     rows=own,
-                    event_ids=texts[low:high],
-                    digests=digests.take(chosen),
+                    event_ids=laid_out.texts[low:high],
+                    digests=laid_out.digests.take(chosen),
                     rejects=[
                         Reject(
                             records[row["record"]].offset,
@@ -191,12 +199,13 @@ class Batching:
                     appended_until=last,
                     seen_until=seen,
                     refused=cut,
+                    companions=laid_out.companions_of(low, high),
                 )
             )
         return parts
 
-    def _rows(self, events: pl.DataFrame, series: list[bytes]) -> tuple[Rows, list[str], Digests]:
-        """LEDGER_ROWs of metered events (batch and ordinal open), id texts, names to hash.
+    def _rows(self, events: pl.DataFrame, series: list[bytes]) -> LaidOut:
+        """Metered events as rows of the ledger.
 
         `series` are digests; the column `series` of `events` says which of them each event has.
         """
@@ -234,7 +243,8 @@ class Batching:
             texts = [""] * events.height
         else:
             texts = np.where(keys.key_is_id, "", events["event_id"].to_numpy()).tolist()
-        return rows, texts, Digests(series_digests, source_digests, project_digests, seat_digests)
+        digests = Digests(series_digests, source_digests, project_digests, seat_digests)
+        return LaidOut(events.select(PLACES), rows, texts, digests)
 
     def _named(self, table: str, column: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """A column of texts as their ids, and as the digests that name them; null is 0 and the text ''."""

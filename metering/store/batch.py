@@ -30,6 +30,15 @@ class Digests:
         """Those of the chosen rows."""
         return Digests(self.series[chosen], self.sources[chosen], self.projects[chosen], self.seats[chosen])
 
+    def with_more(self, more: "Digests") -> "Digests":
+        """These, then those of `more`."""
+        return Digests(
+            np.concatenate([self.series, more.series]),
+            np.concatenate([self.sources, more.sources]),
+            np.concatenate([self.projects, more.projects]),
+            np.concatenate([self.seats, more.seats]),
+        )
+
 
 @dataclass(frozen=True)
 class Refused:

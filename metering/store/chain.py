@@ -59,7 +59,7 @@ Digests = npt.NDArray[np.bytes_] | npt.NDArray[np.void] | npt.NDArray[np.uint8]
 
 
 def text_digest(text: str) -> bytes:
-    """The 16 bytes that name a source, a project or a seat (BLAKE2b of its text; '' for none)."""
+    """The 16 bytes that name a source, a project or a seat (BLAKE2b of its text); that of '' names none."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -81,7 +81,7 @@ def batch_root(
     """The root of a batch: SHA-256 over its ledger rows in ordinal order.
 
     `rows` are LEDGER_ROWs. The digests are aligned with them, (n,) of S16 or V16 or (n, 16) of uint8; id 0,
-    no project or no seat, is named by `text_digest("")`. `event_ids` are aligned too, '' where the key is
+    no series, project or seat, is named by `text_digest("")`. `event_ids` are aligned too, '' where the key is
     the id; None means all ''. Rows out of order are an assert.
     """
     encoded = np.empty(len(rows), ROW)

@@ -99,7 +99,7 @@ class Brake:
         The first frame says beside each event, as `series`, which of the digests names its series; the second
         has the columns of a reject (record, index, code, field, detail).
         """
-        events, held_back = self._without_stopped(events)
+        events, held_back = self.without_stopped(events)
         digests, numbers = series_numbers(events)
         events = events.with_columns(pl.Series("series", numbers))
         known = names.known_series(digests)
@@ -119,7 +119,7 @@ class Brake:
                 else:
                     # a batch that is tried again finds them made: they count once
                     self._window(names.ids("sources", [source])[source]).new_series += series
-            events, more = self._without_stopped(events)
+            events, more = self.without_stopped(events)
             held_back = pl.concat([held_back, more])
         distinct = events.filter(absent).unique("series")
         if distinct.height:
@@ -127,7 +127,8 @@ class Brake:
             names.make_series({digests[row[0]]: row[1:] for row in rows})
         return events, digests, held_back
 
-    def _without_stopped(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def without_stopped(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Split events into those that go on and those of stopped sources, as `hold_back` does."""
         if not self._stopped:
             return events, pl.DataFrame(schema=_HELD_BACK)
         stopped = pl.col("source").is_in(list(self._stopped))

@@ -15,6 +15,7 @@ from metering.frames import SUMS
 from metering.meters import METERS
 from metering.store import books, positions, rehash, watermarks
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
+from metering.store.details import details
 from metering.store.rollups import COUNTS, REQUESTS, open_interval
 
 Progress = Callable[[str], None]
@@ -43,6 +44,7 @@ def verify(
     connection.exec_driver_sql("SET LOCAL jit = off")
     progress("counting the ledger rows of every batch")
     yield _batch_counts(connection)
+    yield Check("details", *details(connection))
     progress("walking the chain of every intake")
     yield _batch_heads(connection)
     if roots:
