@@ -156,7 +156,7 @@ def test_every_void_has_its_outcome_and_a_second_run_moves_nothing(
         [
             *(event(name, project="p") for name in ("kept", "charge", "both", "twice")),
             event("free", counts_for="cost", nonbillable_reason=1),
-            event("refusal", (0, 0), event_type=3),
+            event("refusal", heartbeat=(1, f"{DAY}T10:00:00")),
         ],
     )
     ledger.batch(
