@@ -12,8 +12,7 @@ import polars as pl
 import xxhash
 
 from metering.events.columns import REGION_DEFAULT
-from metering.events.identity import length_prefixed as length_prefixed
-from metering.events.identity import event_keys
+from metering.events.identity import event_keys, length_prefixed
 from metering.events.instants import parse_instants
 from metering.events.laws import DecodeLimits
 from metering.events.rejects import TEXT_BYTES_MAX

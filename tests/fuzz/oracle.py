@@ -96,6 +96,25 @@ _DATA = {
             "accelerator_ms",
         ]
     ),
+    "inference.void.v1": frozenset(["source", "id", "side", "reason"]),
+    "inference.refused.v1": frozenset(
+        [
+            "request_id",
+            "attempt",
+            "reason",
+            "model",
+            "tier_sold",
+            "product",
+            "provider",
+            "region",
+            "capacity_pool",
+            "project",
+            "seat",
+            "estimated_input_tokens",
+            "estimated_output_tokens",
+        ]
+    ),
+    "inference.heartbeat.v1": frozenset(["sequence", "complete_until"]),
 }
 
 
@@ -287,10 +306,10 @@ class _Reader:
     """Fields of an object: what is wrong with each goes to `codes`."""
 
     def __init__(self, found: dict[str, Any], codes: set[str]) -> None:
-        self._found, self._codes = found, codes
+        self.found, self._codes = found, codes
 
     def _given(self, name: str, required: bool) -> Any:
-        value = self._found.get(name)
+        value = self.found.get(name)
         if value is None and required:
             self._codes.add("missing_field")
         return value
@@ -405,6 +424,9 @@ def judge_event(piece: bytes, appended_at: datetime, bounds: Bounds) -> Verdict:
             codes.add("too_old")
     verdict.fields = {"event_id": event_id, "source": source, "occurred_at": at}
     verdict.fields |= _KINDS[kind](event, event.inner("data"), codes)
+    until = verdict.fields.get("complete_until")
+    if until is not None and until > appended + bounds.event_ahead_seconds_max * 1_000_000:
+        codes.add("time_from_future")
     return verdict
 
 
@@ -480,7 +502,53 @@ def _usage(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
     }
 
 
-_KINDS = {"inference.usage.v1": _usage}
+def _void(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
+    return {
+        "kind": "void",
+        "target_source": data.text("source", required=True),
+        "target_id": data.text("id", required=True),
+        "side": data.word("side", ("charge", "both")) or "charge",
+        "reason": data.text("reason"),
+    }
+
+
+def _refused(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
+    names = ("request_id", "model", "tier_sold")
+    told = {name: data.text(name, required=True) for name in names}
+    told |= {name: data.text(name) for name in ("product", "provider", "region", "project", "seat")}
+    reason = data.word("reason", ("customer_limit", "pool_full"), required=True)
+    pool = data.text("capacity_pool")
+    if reason == "pool_full" and pool is None:
+        codes.add("pool_missing")
+    attempt = data.number("attempt", least=1, most=32_767)
+    guesses = {name: data.number(name) for name in ("estimated_input_tokens", "estimated_output_tokens")}
+    return {
+        "kind": "refused",
+        "customer": event.text("subject", required=True),
+        **told,
+        **guesses,
+        "attempt": 1 if attempt is None else attempt,
+        "reason": reason,
+        "product": told["model"] if told["product"] is None else told["product"],
+        "region": "global" if told["region"] is None else told["region"],
+        "pool": pool,
+    }
+
+
+def _heartbeat(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
+    return {
+        "kind": "heartbeat",
+        "sequence": data.number("sequence", required=True, least=1, most=2**63 - 1),
+        "complete_until": _instant(data.found, codes, "complete_until"),
+    }
+
+
+_KINDS = {
+    "inference.usage.v1": _usage,
+    "inference.void.v1": _void,
+    "inference.refused.v1": _refused,
+    "inference.heartbeat.v1": _heartbeat,
+}
 
 # ---- times ----------------------------------------------------------------------------------------------
 
