@@ -21,6 +21,7 @@ from metering.settings import Settings
 from metering.store import now as store
 from metering.store import partitions
 from metering.store.books import read_books
+from metering.store.findings import count_open
 from metering.store.postgres import address, reading
 from metering.store.rollups import read_pool_usage, read_usage
 from metering.store.watermarks import HeldBack, Knowledge, holding_back, read_knowledge
@@ -69,6 +70,7 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
             _full(pools),
             _unrated(_unrated_today(connection, settings, books, at)),
             _stopped(at, store.stopped_sources(connection)),
+            _findings(count_open(connection)),
             _alerts(alerts),
             _outbox(at, store.outbox(connection, at - DAY)),
             _partitions(at, settings, partitions.made_until(connection)),
@@ -315,6 +317,14 @@ def _stopped(at: datetime, stopped: Sequence[store.StoppedSource]) -> Fact:
     return Fact(
         "sources", f"stopped: {'; '.join(names)}: resume with `metering stream resume`", "bad", values
     )
+
+
+def _findings(counts: Mapping[str, int]) -> Fact:
+    says = ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+    values = {"count": sum(counts.values()), "kinds": dict(counts)}
+    if not counts:
+        return Fact("findings open", "none is open", "good", values)
+    return Fact("findings open", f"{says}: see `metering findings list`", "watch", values)
 
 
 def _alerts(alerts: Sequence[store.OpenAlert]) -> Fact:

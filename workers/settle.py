@@ -51,6 +51,7 @@ class Settle:
         self._names = Names(connection, settings.series_cache_entries_max)
         self._claim: Claim | None = None
         self._looked_at = -1
+        self._look_at = 0.0
 
     def settle_some(self) -> int:
         """Settle the next voids whose events are there, in one transaction; returns how many, 0 when none is.
@@ -58,6 +59,9 @@ class Settle:
         If the process dies in the middle nothing was written, or everything was: position, entries and
         settlements commit together, and a void is settled once by the primary key of its settlement.
         """
+        began = time.monotonic()
+        if began < self._look_at:
+            return 0
         # read before the voids: what commits in between is looked at again
         committed = settling.committed(self._connection)
         if committed == self._looked_at:
@@ -65,6 +69,8 @@ class Settle:
         ready = settling.read_ready(self._connection, self._settings.settle_voids_max)
         if not ready:
             self._looked_at = committed
+            # many voids that wait make a look long: it takes a fifth of the time at most
+            self._look_at = time.monotonic() + 4 * (time.monotonic() - began)
             return 0
         if self._claim is None:
             self._claim = positions.claim_intake(
@@ -212,14 +218,14 @@ def find(connection: Connection, settings: Settings, now: datetime) -> bool:
     with connection.begin():
         voids = findings.record_voids(connection, settings.unmatched_void_seconds, now)
     with connection.begin():
-        day = passes.next_day(connection)
+        due = passes.next_due(connection)
         requests = findings.Recorded(0, 0)
-        if day is not None:
-            requests = passes.pass_day(connection, day, settings.findings_per_day_max, now)
+        if due is not None:
+            requests = passes.pass_day(connection, due, settings.findings_per_day_max, now)
     opened, resolved = voids.opened + requests.opened, voids.resolved + requests.resolved
     if opened or resolved:
-        log.warning("findings", opened=opened, resolved=resolved, day=day and day.isoformat())
-    return day is not None
+        log.warning("findings", opened=opened, resolved=resolved, day=due and due.day.isoformat())
+    return due is not None
 
 
 def run(until_idle: bool = False, settings: Settings | None = None) -> None:

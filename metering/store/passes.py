@@ -7,6 +7,7 @@ A finding is of the day of its first event: a request with one event on a day an
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -35,7 +36,7 @@ _NEXT_DAY: Final = """
     days AS (
         SELECT c.day + step AS day, max(c.interval_id) AS interval_id
         FROM changed c, generate_series(-1, 1) AS step GROUP BY 1)
-    SELECT d.day FROM days d CROSS JOIN pinned p LEFT JOIN finding_passes f USING (day)
+    SELECT d.day, p.watermark_id FROM days d CROSS JOIN pinned p LEFT JOIN finding_passes f USING (day)
     WHERE d.day < p.open_day AND d.interval_id > coalesce(f.watermark_id, 0)
     AND d.day >= (SELECT (floor_at AT TIME ZONE 'UTC')::date FROM ledger_floor)
     ORDER BY 1 LIMIT 1"""
@@ -84,17 +85,27 @@ _EVENTS: Final = f"""
     ORDER BY 1, 3, 4, 5"""  # noqa: E501
 
 
-def next_day(connection: Connection) -> date | None:
+@dataclass(frozen=True)
+class Due:
+    """A closed day that is to be passed, and the last watermark when that was asked."""
+
+    day: date
+    watermark_id: int
+
+
+def next_due(connection: Connection) -> Due | None:
     """The first closed day that is due for a pass, as of the last watermark; None when none is."""
-    found: date | None = connection.execute(text(_NEXT_DAY)).scalar_one_or_none()
-    return found
+    row = connection.execute(text(_NEXT_DAY)).one_or_none()
+    return None if row is None else Due(*row)
 
 
-def pass_day(connection: Connection, day: date, findings_max: int, now: datetime) -> Recorded:
+def pass_day(connection: Connection, due: Due, findings_max: int, now: datetime) -> Recorded:
     """Find what is wrong in the requests of a day, and remember that it was passed. The caller commits.
 
+    What is read is at least what the watermark of `due` holds: usage that comes later makes the day due again.
     At most `findings_max` requests are named; beyond that, one finding per kind says how many there are.
     """
+    day = due.day
     # one sort or hash of two days of events: longer and larger than a worker's statement may be
     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
@@ -114,10 +125,10 @@ def pass_day(connection: Connection, day: date, findings_max: int, now: datetime
     recorded = record(connection, KINDS, found, now, day=day)
     connection.execute(
         text(
-            "INSERT INTO finding_passes (day, watermark_id) SELECT :day, max(watermark_id) FROM watermarks "
+            "INSERT INTO finding_passes (day, watermark_id) VALUES (:day, :watermark) "
             "ON CONFLICT (day) DO UPDATE SET watermark_id = excluded.watermark_id, passed_at = clock_timestamp()"
         ),
-        {"day": day},
+        {"day": day, "watermark": due.watermark_id},
     )
     return recorded
 
