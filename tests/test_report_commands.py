@@ -343,6 +343,12 @@ def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
         AT, AT, AT,
     )  # fmt: skip
     ledger.execute(
+        "INSERT INTO findings (kind, subject, sequence, state, found_at, details) VALUES "
+        "('double_billable', 'a', 1, 'opened', %s, '{}'), ('double_billable', 'b', 1, 'opened', %s, '{}'), "
+        "('double_billable', 'b', 2, 'resolved', %s, '{}'), ('second_void', 'c', 1, 'opened', %s, '{}')",
+        AT, AT, AT, AT,
+    )  # fmt: skip
+    ledger.execute(
         "INSERT INTO outbox (created_at, rule, scope, sequence, message) VALUES "
         "('2026-11-21T20:00Z', 'margin_breach', 'acme', 1, '{}'), "
         "('2026-11-21T20:00Z', 'margin_breach', 'b', 1, '{}')"
@@ -360,6 +366,9 @@ def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
     }  # fmt: skip
     assert found["watermark"]["watermark_id"] == 1
     assert found["unrated_today"]["state"] == "watch"
+    assert found["findings_open"] == {
+        "state": "watch", "count": 2, "kinds": {"double_billable": 1, "second_void": 1},
+    }  # fmt: skip
     assert found["alerts_open"] == {"state": "bad", "count": 1}
     assert [row["scope"] for row in found["alerts"]] == ["acme"]  # type: ignore[index]
     assert found["outbox"] == {
