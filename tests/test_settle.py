@@ -119,7 +119,7 @@ def differences(settings: Settings) -> list[str]:
     with postgres.reading(settings) as connection:
         return [
             f"{check.name}: {check.difference}"
-            for check in verify(connection, roots=False)
+            for check in verify(connection, roots=True)
             if check.difference
         ]
 
