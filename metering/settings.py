@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     evaluate_interval_seconds: float = Field(
         60.0, gt=0, description="how often the alert rules are evaluated"
     )
+    chain_heads_daily: bool = Field(
+        False, description="post the heads of all chains to Slack once a day: a copy outside of the database"
+    )
     deliver_interval_seconds: float = Field(1.0, gt=0, description="least time between two Slack messages")
     margin_resolve_band_ratio: Decimal = Field(
         Decimal("0.01"),

@@ -170,12 +170,25 @@ class Ledger:
             self.execute(
                 f"INSERT INTO ingest_batches ({', '.join(values)}) VALUES ({places})", *values.values()
             )
+            self._count_sources(rows, batch_id, duplicate, rejected)
             self.execute(
                 "UPDATE stream_positions SET next_offset = %s, next_sequence = %s, chain_head = %s, "
                 "seen_until = coalesce(%s, seen_until) WHERE intake_id = %s",
                 offset + received, sequence + 1, head, until and instant(until), intake_id,
             )  # fmt: skip
         return int(batch_id)
+
+    def _count_sources(self, rows: Rows, batch_id: int, duplicate: int, rejected: int) -> None:
+        known, counts = np.unique(np.abs(rows["source_id"]), return_counts=True)
+        outcomes = [(int(source), int(count), 0, 0) for source, count in zip(known, counts, strict=True)]
+        if duplicate or rejected:
+            outcomes.append((0, 0, duplicate, rejected))
+        for source, *ended in outcomes:
+            self.execute(
+                "INSERT INTO batch_sources (batch_id, source_id, accepted, duplicate, rejected, conflict) "
+                "VALUES (%s, %s, %s, %s, %s, 0)",
+                batch_id, source, *ended,
+            )  # fmt: skip
 
     def rollups(self) -> dict[str, list[tuple[Any, ...]]]:
         """Every rollup row with its interval, and the fold's positions, sorted: to compare two states."""

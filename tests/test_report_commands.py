@@ -383,6 +383,22 @@ def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
     assert {name: hour[name] for name in ("received", "accepted", "duplicate", "conflict", "rejected")} == {  # type: ignore[index]
         "received": 7, "accepted": 4, "duplicate": 1, "conflict": 0, "rejected": 2,
     }  # fmt: skip
+    none = dict.fromkeys(
+        (
+            f"{span}{name}"
+            for span in ("hour_", "")
+            for name in ("accepted", "duplicate", "conflict", "rejected")
+        ),
+        0,
+    )
+    assert found["by_source"] == [
+        none | {"source": "", "hour_duplicate": 1, "hour_rejected": 2, "duplicate": 1, "rejected": 2},
+        none | {"source": "gateway", "hour_accepted": 4, "accepted": 4},
+    ]  # type: ignore[comparison-overlap]
+    hours = ledger.execute(
+        "SELECT hour, source, received, accepted, rejected FROM source_hours ORDER BY source"
+    )
+    assert hours == [(AT.replace(minute=0), "", 3, 0, 2), (AT.replace(minute=0), "gateway", 4, 4, 0)]
     assert page(settings) == found, "reading it moves nothing"
 
 

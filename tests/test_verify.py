@@ -128,7 +128,18 @@ DAMAGE = [
         f"ingest_batches SET accepted = accepted + 1, duplicate = duplicate - 1 WHERE {BATCH}",
         {"batch counts": "accepted 5 events, the ledger holds 4", **HEAD},
     ),
-    (f"ingest_batches SET rejected = rejected + 1, received = received + 1 WHERE {BATCH}", HEAD),
+    (
+        f"ingest_batches SET rejected = rejected + 1, received = received + 1 WHERE {BATCH}",
+        {**HEAD, "batch counts": "the outcomes of its sources sum to"},
+    ),
+    (
+        "batch_sources SET duplicate = duplicate + 1, rejected = rejected - 1 WHERE source_id = 0 AND rejected > 0",
+        {"batch counts": "the outcomes of its sources sum to"},
+    ),
+    (
+        f"usage_events SET source_id = (SELECT max(source_id) + 1 FROM sources) WHERE {ROW}",
+        {"batch counts": "accepted 4 events of source 1, the ledger holds 3", **ROOT},
+    ),
     (f"ingest_batches SET root = sha256('x') WHERE {BATCH}", {**HEAD, **ROOT}),
     (
         f"ingest_batches SET head = sha256('x') WHERE {BATCH}",

@@ -19,11 +19,13 @@ from sqlalchemy import Connection
 
 from metering.core.alerting import STATES, changes, judged_periods, margin_findings, messages
 from metering.core.margin import summarise
-from metering.delivery.messages import DIGEST_ALERTS_MAX, PARTS_MAX
+from metering.delivery.messages import CHAIN_HEADS, DIGEST_ALERTS_MAX, PARTS_MAX
 from metering.delivery.report import instant
 from metering.settings import Settings
 from metering.store import outbox, postgres
 from metering.store.outbox import DIGEST_SCOPE, DIGEST_SEQUENCE, AlertEntry
+from metering.store.published import heads
+from metering.store.rollups import open_interval
 from metering.store.watermarks import read_knowledge
 from workers import loop
 from workers.fold import pin
@@ -164,6 +166,22 @@ def step(settings: Settings) -> bool:
     return appended > 0
 
 
+def tell_heads(settings: Settings) -> bool:
+    """Put the heads of all chains as of the last watermark into the outbox, once a day; True when it did.
+
+    Where they stand outside of the database, nobody can rewrite what is before them unseen.
+    """
+    with postgres.connect(settings, "evaluate") as connection, connection.begin():
+        last = open_interval(connection) - 1
+        if not last:
+            return False
+        facts = heads(connection, last)
+        told = {chain: facts[chain] for chain in ("catalog", "interventions")}
+        watermark = {name: facts["watermark"][name] for name in ("watermark_id", "pinned_at", "head")}
+        message = {"rule": CHAIN_HEADS, "watermark": watermark, **told}
+        return outbox.append_once_a_day(connection, CHAIN_HEADS, message)
+
+
 def _states(connection: Connection, rule: Rule) -> pl.DataFrame:
     rows = [row[1:] for row in outbox.read_states(connection) if row[0] == rule.name]
     return STATES.conform(pl.DataFrame(rows, schema=dict(STATES.columns), orient="row"))
@@ -235,7 +253,13 @@ def _put(connection: Connection, rule: str, part: pl.DataFrame, facts: Sequence[
 @contextmanager
 def opened(settings: Settings) -> Iterator[loop.Step]:
     """Connections are opened for each evaluation and closed after it: once a minute is seldom."""
-    yield lambda: step(settings)
+
+    def evaluate() -> bool:
+        changed = step(settings)
+        told = settings.chain_heads_daily and tell_heads(settings)
+        return changed or told
+
+    yield evaluate
 
 
 def run(settings: Settings, *, until_idle: bool = False) -> None:

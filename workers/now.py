@@ -78,6 +78,7 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
         outcomes = [
             store.outcomes(connection, name, at - span) for name, span in (("hour", HOUR), ("24 h", DAY))
         ]
+        by_source = store.outcomes_by_source(connection, at - HOUR, at - DAY)
     when = f"{hour.start:%H:%M}-{hour.until:%H:%M} UTC" + ("" if hour_is_complete else ", not complete yet")
     sections = (
         _section(
@@ -107,6 +108,22 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
             ("conflict", "count", "conflict", ""),
             ("rejected", "count", "rejected", ""),
             bad=("conflict", "rejected"),
+        ),
+        _section(
+            "by_source",
+            "events by source ('' has none that can be read)",
+            "none",
+            [asdict(counts) for counts in by_source],
+            ("source", "text", "source", ""),
+            ("hour_accepted", "count", "accepted", "1 h", 5),
+            ("hour_duplicate", "count", "duplicate", "1 h", 8),
+            ("hour_conflict", "count", "conflict", "1 h", 7),
+            ("hour_rejected", "count", "rejected", "1 h", 6),
+            ("accepted", "count", "accepted", "24 h"),
+            ("duplicate", "count", "duplicate", "24 h", 4),
+            ("conflict", "count", "conflict", "24 h", 3),
+            ("rejected", "count", "rejected", "24 h"),
+            bad=("hour_conflict", "hour_rejected", "conflict", "rejected"),
         ),
         _section(
             "pools",

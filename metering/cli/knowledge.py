@@ -1,9 +1,12 @@
 """`metering watermark` pins and lists points of knowledge; `metering verify` compares what is kept."""
 
 import sys
+from pathlib import Path
 from typing import Final, Literal
 
 import typer
+
+from metering.cli.listing import FormatOption
 
 #: Columns of a table that nobody's terminal limits.
 _PIPE_WIDTH: Final = 160
@@ -67,9 +70,35 @@ def list_watermarks() -> None:
         typer.echo("no watermark was pinned yet; `metering watermark pin` pins one", err=True)
 
 
+@watermark.command("show")
+def show_watermark(number: int = typer.Argument(metavar="ID", min=1), form: str = FormatOption) -> None:
+    """Show a watermark: what it pins, the position and chain head of every intake, and its own head."""
+    from metering.cli.listing import show, show_one
+    from metering.settings import settings
+    from metering.store import postgres
+    from metering.store.watermarks import read_watermark
+    from workers.loop import database_errors
+
+    with database_errors(), postgres.reading(settings()) as connection:
+        found = read_watermark(connection, number)
+    facts = {name: value for name, value in vars(found).items() if name != "positions"}
+    if form == "json":
+        show_one({**facts, "positions": found.positions}, form)
+    else:
+        show_one(facts, form)
+        show(found.positions, form, empty="it pins no intake")
+
+
 def verify(
     chain: bool = typer.Option(
         False, "--chain", help="Also hash every ledger row again: the chain down to the last event."
+    ),
+    against: list[Path] = typer.Option(
+        [],
+        "--against",
+        metavar="MANIFEST",
+        help="Also compare with heads published earlier, in an export's manifest; may be given again.",
+        show_default=False,
     ),
 ) -> None:
     """Compare ledger, batches, rollups and chains with each other. Exit code 1 at a difference."""
@@ -78,13 +107,18 @@ def verify(
     from metering.settings import settings
     from metering.store import postgres
     from metering.store.verify import verify as check_all
+    from workers.exporting import read_published
     from workers.loop import database_errors
 
     progress = Console(stderr=True)
     differences = 0
+    published = [read_published(path) for path in against]
     with database_errors(), postgres.reading(settings()) as connection:
         for check in check_all(
-            connection, roots=chain, progress=lambda message: progress.print(f"  {message}")
+            connection,
+            roots=chain,
+            against=published,
+            progress=lambda message: progress.print(f"  {message}"),
         ):
             differences += check.difference is not None
             typer.echo(f"{'ok  ' if check.difference is None else 'BAD '} {check.name}: {check.seen}")

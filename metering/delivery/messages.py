@@ -21,6 +21,9 @@ DIGEST_ALERTS_MAX: Final = 40
 PARTS_MAX: Final = 5
 NAME_MAX: Final = 80
 
+#: The rule of the message that carries the heads of the chains out of the house.
+CHAIN_HEADS: Final = "chain_heads"
+
 #: What Slack reads as its own marks; a backtick would end a piece of code.
 _ENTITIES: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "`": "'"}
 
@@ -31,10 +34,13 @@ def compose(outbox_id: int, message: Facts) -> Post:
     """The Slack message for one row of the outbox.
 
     `message` holds `rule`, `state` (opened | resolved), `count`, `currency`, `impact` and `alerts`, a list of
-    facts: the largest of them, where `count` is more. Amounts are decimal strings; they are rounded here,
+    facts: the largest of them, where `count` is more; that of rule CHAIN_HEADS holds `day`, `watermark`, `catalog`
+    and `interventions`. Amounts are decimal strings; they are rounded here,
     half-even to the minor unit. Every text that came from outside is escaped: it cannot mention, link or
     format. The outbox id stands in the message: the same number again is the same message.
     """
+    if message.get("rule") == CHAIN_HEADS:
+        return _heads(outbox_id, message)
     alerts = message["alerts"]
     if message["count"] == 1:
         return _one(outbox_id, message, alerts[0])
@@ -89,6 +95,28 @@ def _one(outbox_id: int, message: Facts, facts: Facts) -> Post:
         )
     )
     return Post(_within(f"{title} · {sentence}", TEXT_MAX), blocks)
+
+
+def _heads(outbox_id: int, message: Facts) -> Post:
+    """The heads of the chains of a day, whole: who keeps this message can hold the database against it."""
+    watermark, catalog, interventions = message["watermark"], message["catalog"], message["interventions"]
+    lines = [f"watermark {watermark['watermark_id']} `{escape(str(watermark['head']), 64)}`"]
+    if catalog:
+        lines.append(f"catalog revision {catalog['catalog_revision']} `{escape(str(catalog['head']), 64)}`")
+    if interventions:
+        lines.append(
+            f"intervention {interventions['intervention_id']} `{escape(str(interventions['head']), 64)}`"
+        )
+    title = f"Chain heads of {escape(str(message['day']), 40)}"
+    blocks = [
+        _section(f"*{title}*: {' · '.join(lines)}"),
+        _context(
+            f"watermark pinned at {watermark['pinned_at']}; its head covers those of every intake",
+            f"to compare: metering watermark show {watermark['watermark_id']}, metering verify",
+            _repeat(outbox_id),
+        ),
+    ]
+    return Post(_within(f"{title}: {' · '.join(lines)}", TEXT_MAX), blocks)
 
 
 def _headline(rule: str, state: str, facts: Facts) -> tuple[str, str]:

@@ -36,6 +36,21 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
+class SourceOutcomes:
+    """How the events of one source ended in the last hour, and in all of the span asked for; '': none readable."""
+
+    source: str
+    hour_accepted: int
+    hour_duplicate: int
+    hour_conflict: int
+    hour_rejected: int
+    accepted: int
+    duplicate: int
+    conflict: int
+    rejected: int
+
+
+@dataclass(frozen=True)
 class FoldLag:
     """Committed batches that no rollup holds yet, their accepted events, and since when the oldest waits."""
 
@@ -119,6 +134,28 @@ def outcomes(connection: Connection, name: str, since: datetime) -> Outcomes:
         {"since": since},
     ).one()
     return Outcomes(name, *(int(count) for count in row))
+
+
+def outcomes_by_source(connection: Connection, hour: datetime, since: datetime) -> list[SourceOutcomes]:
+    """Outcomes per source of the batches committed since `hour` and since `since`; the most refused first.
+
+    The view `source_hours` has the same by the hour of commit, for all time.
+    """
+    names = ("accepted", "duplicate", "conflict", "rejected")
+    last_hour = ", ".join(
+        f"coalesce(sum(o.{name}) FILTER (WHERE committed_at >= :hour), 0)::bigint" for name in names
+    )
+    all_of_it = ", ".join(f"sum(o.{name})::bigint AS {name}" for name in names)
+    rows = connection.execute(
+        text(
+            f"SELECT coalesce(s.source, '') AS source, {last_hour}, {all_of_it} FROM "
+            "(SELECT batch_id, committed_at FROM ingest_batches WHERE committed_at >= :since) b "
+            "JOIN batch_sources o USING (batch_id) LEFT JOIN sources s USING (source_id) GROUP BY 1 "
+            "ORDER BY sum(o.rejected + o.conflict) DESC, sum(o.accepted) DESC, 1"
+        ),
+        {"hour": hour, "since": since},
+    )
+    return [SourceOutcomes(*row) for row in rows]
 
 
 def fold_lag(connection: Connection) -> FoldLag:

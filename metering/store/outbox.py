@@ -93,6 +93,21 @@ def append_message(
     )
 
 
+def append_once_a_day(connection: Connection, rule: str, message: Mapping[str, Any]) -> bool:
+    """Put a message into the outbox unless that rule has one of this day (UTC, by the database's clock).
+
+    False: it has. Two at once wait for each other. The message gets the day as `day`. The caller commits.
+    """
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:rule))"), {"rule": rule})
+    day = connection.execute(text("SELECT to_char(clock_timestamp(), 'YYYY-MM-DD')")).scalar_one()
+    if connection.execute(
+        text("SELECT count(*) FROM outbox WHERE rule = :rule AND scope = :day"), {"rule": rule, "day": day}
+    ).scalar_one():
+        return False
+    append_message(connection, rule, day, 1, {**message, "day": day})
+    return True
+
+
 def claim_delivery(connection: Connection) -> str | None:
     """Take the deliverer's lock for this session. None when it is ours, else who holds it, for people."""
     if connection.execute(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": DELIVER}).scalar_one():

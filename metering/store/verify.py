@@ -5,7 +5,7 @@ read in one snapshot by the role `read`; nothing is changed. Each check names th
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, text
 
 from metering.frames import SUMS
 from metering.meters import METERS
-from metering.store import books, positions, rehash, watermarks
+from metering.store import books, positions, published, rehash, watermarks
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.details import details
 from metering.store.rollups import COUNTS, REQUESTS, open_interval
@@ -36,9 +36,16 @@ class Check:
 
 
 def verify(
-    connection: Connection, *, roots: bool, progress: Progress = lambda message: None
+    connection: Connection,
+    *,
+    roots: bool,
+    against: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    progress: Progress = lambda message: None,
 ) -> Iterator[Check]:
-    """Compare everything, check by check; `roots` also hashes every ledger row again."""
+    """Compare everything, check by check; `roots` also hashes every ledger row again.
+
+    `against` are heads that left the database earlier: (name, what `published.heads` gave).
+    """
     # one sort or hash of the whole ledger: more memory than a worker's statement may have
     connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
     connection.exec_driver_sql("SET LOCAL jit = off")
@@ -57,39 +64,84 @@ def verify(
     difference = books.first_difference(connection)
     yield Check("catalog revisions", f"{books.latest_revision(connection):,} revisions", difference)
     yield _interventions(connection)
+    if against:
+        yield Check(
+            "published heads", f"{len(against):,} manifests", published.difference(connection, against)
+        )
+
+
+#: What a batch says of itself, its sources say of it, and the ledger holds of it; in one pass over the ledger. The
+#: source of a compensating entry is that of its target. Outcomes per source are kept since the first batch of them.
+_COUNTED: Final = """
+    WITH counted AS MATERIALIZED (
+        SELECT batch_id, abs(source_id) AS source_id, count(*) AS rows FROM usage_events GROUP BY 1, 2),
+    held AS (SELECT batch_id, sum(rows)::bigint AS rows FROM counted GROUP BY 1),
+    said AS (
+        SELECT batch_id, sum(accepted)::bigint AS accepted, sum(duplicate)::bigint AS duplicate,
+            sum(conflict)::bigint AS conflict, sum(rejected)::bigint AS rejected FROM batch_sources GROUP BY 1),
+    first AS (SELECT min(batch_id) AS batch_id FROM batch_sources)
+    (SELECT 1 AS kind, to_jsonb(d) AS found FROM (
+        SELECT batch_id, b.intake_id, b.sequence, b.received, b.accepted, b.duplicate, b.conflict, b.rejected,
+            coalesce(h.rows, 0) AS rows
+        FROM ingest_batches b FULL JOIN held h USING (batch_id)
+        WHERE b.accepted IS DISTINCT FROM coalesce(h.rows, 0)
+            OR b.received <> b.accepted + b.duplicate + b.conflict + b.rejected
+        ORDER BY 1 LIMIT 1) d)
+    UNION ALL (SELECT 2, to_jsonb(d) FROM (
+        SELECT batch_id, s.accepted, s.duplicate, s.conflict, s.rejected, to_jsonb(b) AS batch
+        FROM (SELECT batch_id, accepted, duplicate, conflict, rejected FROM ingest_batches) b
+        FULL JOIN said s USING (batch_id)
+        WHERE batch_id >= (SELECT batch_id FROM first)
+            AND ROW(coalesce(b.accepted, 0), coalesce(b.duplicate, 0), coalesce(b.conflict, 0), coalesce(b.rejected, 0))
+                <> ROW(coalesce(s.accepted, 0), coalesce(s.duplicate, 0), coalesce(s.conflict, 0),
+                    coalesce(s.rejected, 0))
+        ORDER BY 1 LIMIT 1) d)
+    UNION ALL (SELECT 3, to_jsonb(d) FROM (
+        SELECT batch_id, source_id, coalesce(o.accepted, 0) AS accepted, coalesce(c.rows, 0) AS rows
+        FROM counted c FULL JOIN batch_sources o USING (batch_id, source_id)
+        WHERE batch_id >= (SELECT batch_id FROM first) AND coalesce(o.accepted, 0) <> coalesce(c.rows, 0)
+        ORDER BY 1, 2 LIMIT 1) d)
+    ORDER BY kind LIMIT 1"""
 
 
 def _batch_counts(connection: Connection) -> Check:
-    """received = accepted + duplicate + conflict + rejected, and accepted = ledger rows, per batch."""
-    difference = connection.execute(
-        text(
-            "SELECT batch_id, b.intake_id, b.sequence, b.received, b.accepted, b.duplicate, b.conflict, "
-            "b.rejected, coalesce(u.rows, 0) AS rows FROM ingest_batches b FULL JOIN "
-            "(SELECT batch_id, count(*) AS rows FROM usage_events GROUP BY batch_id) u USING (batch_id) "
-            "WHERE b.accepted IS DISTINCT FROM coalesce(u.rows, 0) "
-            "OR b.received <> b.accepted + b.duplicate + b.conflict + b.rejected ORDER BY 1 LIMIT 1"
-        )
-    ).one_or_none()
+    """received = accepted + duplicate + conflict + rejected, and accepted = ledger rows, per batch and source."""
+    difference = connection.execute(text(_COUNTED)).one_or_none()
     seen = connection.execute(
         text("SELECT count(*) AS batches, coalesce(sum(accepted), 0) AS events FROM ingest_batches")
     ).one()
     return Check(
         "batch counts",
         f"{seen.batches:,} batches, {seen.events:,} accepted events",
-        None if difference is None else _count_difference(difference),
+        None if difference is None else _count_difference(difference.kind, difference.found),
     )
 
 
-def _count_difference(row: Row[Any]) -> str:
-    if row.intake_id is None:
-        return f"{row.rows:,} ledger rows name batch {row.batch_id}, which does not exist"
-    name = f"batch {row.batch_id} (intake {row.intake_id}, sequence {row.sequence})"
-    if row.accepted != row.rows:
-        return f"{name} accepted {row.accepted:,} events, the ledger holds {row.rows:,} of it"
-    return (
-        f"{name} received {row.received:,}, but accepted {row.accepted:,} + duplicate {row.duplicate:,} "
-        f"+ conflict {row.conflict:,} + rejected {row.rejected:,} are another number"
+def _count_difference(kind: int, found: dict[str, Any]) -> str:
+    name = f"batch {found['batch_id']}"
+    if kind == 1 and found["intake_id"] is None:
+        return f"{found['rows']:,} ledger rows name {name}, which does not exist"
+    if kind == 1:
+        name = f"{name} (intake {found['intake_id']}, sequence {found['sequence']})"
+        if found["accepted"] != found["rows"]:
+            return f"{name} accepted {found['accepted']:,} events, the ledger holds {found['rows']:,} of it"
+        return (
+            f"{name} received {found['received']:,}, but accepted {found['accepted']:,} + duplicate "
+            f"{found['duplicate']:,} + conflict {found['conflict']:,} + rejected {found['rejected']:,} are another number"
+        )
+    if kind == 3:
+        return (
+            f"{name} accepted {found['accepted']:,} events of source {found['source_id']}, "
+            f"the ledger holds {found['rows']:,} of it"
+        )
+    outcomes = ("accepted", "duplicate", "conflict", "rejected")
+    of_sources = ", ".join(f"{outcome} {found[outcome] or 0:,}" for outcome in outcomes)
+    own = (
+        ", ".join(f"{outcome} {found['batch'][outcome]:,}" for outcome in outcomes)
+        if found["batch"]
+        else "not there"
     )
+    return f"{name}: the outcomes of its sources sum to {of_sources}; its own are {own}"
 
 
 def _batch_heads(connection: Connection) -> Check:

@@ -168,6 +168,8 @@ def append_watermark(connection: Connection, settings: Settings, reason: str) ->
         {**row, "topic_uuid": row["topic_uuid"] and str(row["topic_uuid"])}
         for row in connection.execute(text(_POSITIONS)).mappings()
     ]
+    # an intervention in the making is of before this watermark, or after it: never of before and not seen yet
+    connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('interventions'))"))
     pinned_at = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     pinned = Watermark(
         watermark_id=watermark_id,
