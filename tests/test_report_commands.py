@@ -383,14 +383,8 @@ def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
     assert {name: hour[name] for name in ("received", "accepted", "duplicate", "conflict", "rejected")} == {  # type: ignore[index]
         "received": 7, "accepted": 4, "duplicate": 1, "conflict": 0, "rejected": 2,
     }  # fmt: skip
-    none = dict.fromkeys(
-        (
-            f"{span}{name}"
-            for span in ("hour_", "")
-            for name in ("accepted", "duplicate", "conflict", "rejected")
-        ),
-        0,
-    )
+    names = ("accepted", "duplicate", "conflict", "rejected")
+    none = dict.fromkeys([*(f"hour_{name}" for name in names), *names], 0)
     assert found["by_source"] == [
         none | {"source": "", "hour_duplicate": 1, "hour_rejected": 2, "duplicate": 1, "rejected": 2},
         none | {"source": "gateway", "hour_accepted": 4, "accepted": 4},
