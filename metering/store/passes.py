@@ -82,7 +82,7 @@ _EVENTS: Final = f"""
     FROM span u LEFT JOIN back b USING (event_key, source_id) LEFT JOIN sources n ON n.source_id = u.source_id
         LEFT JOIN series r ON r.series_id = u.series_id
     WHERE u.event_type = 1 AND u.request_key = ANY(:requests)
-    ORDER BY 1, 3, 4, 5"""  # noqa: E501
+    ORDER BY 1, 3, 2, 4, 5"""  # noqa: E501
 
 
 @dataclass(frozen=True)
