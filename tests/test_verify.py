@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
+from metering.errors import BadInput
 from metering.settings import Settings, read_settings
 from metering.store import postgres
 from metering.store.verify import verify
@@ -200,6 +201,35 @@ def test_damage_is_found_and_named(
     assert seen.keys() == differences.keys(), seen
     for name, words in differences.items():
         assert words in seen[name]
+
+
+def test_as_of_a_watermark_only_what_was_there_is_looked_at(settings: Settings, honest: Ledger) -> None:
+    def seen(watermark_id: int) -> dict[str, tuple[str, str | None]]:
+        with postgres.reading(settings) as connection:
+            checks = verify(connection, roots=True, watermark_id=watermark_id)
+            return {check.name: (check.seen, check.difference) for check in checks}
+
+    then = seen(1)
+    assert then["batch counts"] == ("1 batches, 4 accepted events", None)
+    assert then["batch chain"] == ("1 heads of 1 intakes", None)
+    assert then["ledger rows"] == ("4 rows in 1 roots", None)
+    assert then["usage_quarters"] == ("3 rows", None)
+    assert then["watermarks"] == ("1 heads", None)
+    assert then["fold positions"] == ("1 batches folded", None)
+    assert [difference for _, difference in (then | seen(2)).values() if difference] == []
+    with pytest.raises(BadInput, match="there is no watermark 7"):
+        seen(7)
+    # what was damaged later is not of that time; what was damaged of then is
+    honest.execute(
+        "UPDATE usage_events SET digest = 0 WHERE batch_id = (SELECT max(batch_id) FROM ingest_batches)"
+    )
+    honest.execute("UPDATE usage_quarters SET requests = 9 WHERE interval_id = 2")
+    honest.execute("DELETE FROM watermarks WHERE watermark_id = 2")
+    assert seen(1) == then
+    assert found(settings) != {}
+    honest.execute(f"UPDATE usage_events SET output_tokens = 2 WHERE {ROW}")
+    damaged = {name for name, (_, difference) in seen(1).items() if difference}
+    assert damaged == {"usage_quarters", "ledger rows"}
 
 
 def test_truncation_is_found(settings: Settings, honest: Ledger) -> None:

@@ -93,6 +93,9 @@ def verify(
     chain: bool = typer.Option(
         False, "--chain", help="Also hash every ledger row again: the chain down to the last event."
     ),
+    as_of: int | None = typer.Option(
+        None, "--as-of", metavar="WATERMARK", help="Only what was there as of it.", show_default="all of it"
+    ),
     against: list[Path] = typer.Option(
         [],
         "--against",
@@ -117,6 +120,7 @@ def verify(
         for check in check_all(
             connection,
             roots=chain,
+            watermark_id=as_of,
             against=published,
             progress=lambda message: progress.print(f"  {message}"),
         ):

@@ -174,14 +174,23 @@ def revision_head(
     )
 
 
-def first_difference(connection: Connection) -> str | None:
-    """The first catalog revision whose rows do not match its digest or chain, in words; None if all do."""
+def first_difference(connection: Connection, until: int | None = None) -> str | None:
+    """The first catalog revision whose rows do not match its digest or chain, in words; None if all do.
+
+    With `until` only the revisions up to that one are looked at.
+    """
     previous, expected = GENESIS, 1
     for row in connection.execute(
         select(catalog_revisions).order_by(catalog_revisions.c.catalog_revision)
     ).mappings():
         revision = Revision(**row)
         number = revision.catalog_revision
+        if until is not None and number > until:
+            return (
+                None
+                if expected > until
+                else f"catalog revision {expected} is missing: the next one is {number}"
+            )
         if number != expected:
             return f"catalog revision {expected} is missing: the next one is {number}"
         rows = connection.execute(
@@ -205,6 +214,8 @@ def first_difference(connection: Connection) -> str | None:
         if revision.previous_head != previous or revision.head != told:
             return f"catalog revision {number} does not continue the chain of revision {number - 1}"
         previous, expected = revision.head, expected + 1
+    if until is not None:
+        return None if expected > until else f"catalog revision {expected} is missing"
     stray = connection.execute(
         select(catalog_objects.c.catalog_revision, catalog_objects.c.kind, catalog_objects.c.name)
         .where(catalog_objects.c.catalog_revision >= expected)

@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from metering.events.notices import CONTENT, notice_digest
+from metering.store.as_of import Scope, everything
 from metering.store.ledger import EVENT_TYPES
 from metering.store.partitions import floor, key_floor
 
@@ -33,14 +34,14 @@ _EVENTS: Final = (
 )
 
 
-def details(connection: Connection) -> tuple[str, str | None]:
+def details(connection: Connection, scope: Scope = everything) -> tuple[str, str | None]:
     """Every such event against its details, and the other way round; how many were seen, the first difference.
 
     Details of an archived day are passed over: their events stand in its file.
     """
     seen: Counter[str] = Counter()
     difference = None
-    for row in connection.execute(text(_EVENTS).execution_options(yield_per=10_000)):
+    for row in connection.execute(text(scope(_EVENTS)).execution_options(yield_per=10_000)):
         kind = _KINDS[row.event_type]
         seen[kind] += 1
         difference = difference or _difference(kind, row)
@@ -48,10 +49,10 @@ def details(connection: Connection) -> tuple[str, str | None]:
     above = UUID(int=0) if floor_at is None else key_floor(floor_at)
     for kind, table in _TABLES.items():
         count = connection.execute(
-            text(f"SELECT count(*) FROM {table} WHERE event_key >= :above"), {"above": above}
+            text(scope(f"SELECT count(*) FROM {table} WHERE event_key >= :above")), {"above": above}
         ).scalar_one()
         if difference is None and count != seen[kind]:
-            difference = _stray(connection, kind, table, above)
+            difference = _stray(connection, scope, kind, table, above)
     return f"{seen.total():,} voids, refusals and heartbeats", difference
 
 
@@ -69,12 +70,14 @@ def _difference(kind: str, row: Row[Any]) -> str | None:
     return None
 
 
-def _stray(connection: Connection, kind: str, table: str, above: UUID) -> str:
+def _stray(connection: Connection, scope: Scope, kind: str, table: str, above: UUID) -> str:
     row = connection.execute(
         text(
-            f"SELECT event_key, source_id, batch_id FROM {table} d WHERE event_key >= :above AND NOT EXISTS "
-            "(SELECT FROM usage_events u WHERE u.event_key = d.event_key AND u.source_id = d.source_id "
-            "AND u.event_type = :type) ORDER BY batch_id, event_key LIMIT 1"
+            scope(
+                f"SELECT event_key, source_id, batch_id FROM {table} d WHERE event_key >= :above AND NOT EXISTS "
+                "(SELECT FROM usage_events u WHERE u.event_key = d.event_key AND u.source_id = d.source_id "
+                "AND u.event_type = :type) ORDER BY batch_id, event_key LIMIT 1"
+            )
         ),
         {"above": above, "type": EVENT_TYPES[kind]},
     ).one()

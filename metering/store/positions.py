@@ -4,7 +4,7 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -221,14 +221,16 @@ class Jump:
     to_offset: int
 
 
-def jumps(connection: Connection) -> dict[int, list[Jump]]:
-    """The recorded moves of every intake, in the order in which they were made."""
+def jumps(connection: Connection, scope: Callable[[str], str]) -> dict[int, list[Jump]]:
+    """The recorded moves of every intake, in the order in which they were made; `scope` as of `as_of.as_of`."""
     rows = connection.execute(
         text(
-            "SELECT (details->>'intake_id')::int AS intake_id, intervention_id, "
-            "(details->>'sequence')::bigint AS sequence, (details->>'from_offset')::bigint AS from_offset, "
-            "(details->>'to_offset')::bigint AS to_offset FROM interventions "
-            "WHERE kind IN ('skip', 'gap') AND details ? 'to_offset' ORDER BY intervention_id"
+            scope(
+                "SELECT (details->>'intake_id')::int AS intake_id, intervention_id, "
+                "(details->>'sequence')::bigint AS sequence, (details->>'from_offset')::bigint AS from_offset, "
+                "(details->>'to_offset')::bigint AS to_offset FROM interventions "
+                "WHERE kind IN ('skip', 'gap') AND details ? 'to_offset' ORDER BY intervention_id"
+            )
         )
     )
     found: dict[int, list[Jump]] = {}

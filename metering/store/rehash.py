@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, text
 
 from metering.events.identity import series_digest
 from metering.frames import DIMENSIONS
+from metering.store.as_of import Scope
 from metering.store.chain import ROW, encode_rows, root_of, text_digest
 from metering.store.ledger_rows import LEDGER_COLUMNS, Rows, read_batches
 from metering.store.postgres import driver
@@ -50,7 +51,9 @@ def _named(names: Names, ids: npt.NDArray[np.integer]) -> Names:
     return names.take(ids.astype(np.uint32), mode="clip")
 
 
-def batch_roots(connection: Connection, progress: Callable[[str], None]) -> tuple[str, str | None]:
+def batch_roots(
+    connection: Connection, progress: Callable[[str], None], scope: Scope
+) -> tuple[str, str | None]:
     """The root of every batch again, from its ledger rows; how many were seen, and the first difference."""
     none = {0: text_digest("")}
     known = connection.execute(text("SELECT series_id, series_digest FROM series"))
@@ -59,7 +62,11 @@ def batch_roots(connection: Connection, progress: Callable[[str], None]) -> tupl
         rows = connection.execute(text(f"SELECT {column}_id, {column} FROM {table}"))
         names[table] = _names(none | {row[0]: text_digest(row[1]) for row in rows})
     batches = connection.execute(
-        text("SELECT batch_id, intake_id, sequence, accepted, root FROM ingest_batches ORDER BY batch_id")
+        text(
+            scope(
+                "SELECT batch_id, intake_id, sequence, accepted, root FROM ingest_batches ORDER BY batch_id"
+            )
+        )
     ).all()
     total, hashed, difference = sum(batch.accepted for batch in batches), 0, None
     at = 0

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, text
 from metering.frames import SUMS
 from metering.meters import METERS
 from metering.store import books, positions, published, rehash, watermarks
+from metering.store.as_of import Scope, as_of, everything
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.details import details
 from metering.store.rollups import COUNTS, REQUESTS, open_interval
@@ -39,31 +40,40 @@ def verify(
     connection: Connection,
     *,
     roots: bool,
+    watermark_id: int | None = None,
     against: Sequence[tuple[str, Mapping[str, Any]]] = (),
     progress: Progress = lambda message: None,
 ) -> Iterator[Check]:
     """Compare everything, check by check; `roots` also hashes every ledger row again.
 
-    `against` are heads that left the database earlier: (name, what `published.heads` gave).
+    With `watermark_id` only what was there as of that watermark is looked at: the chains up to it, and the
+    rollups of its intervals. BadInput for one that does not exist. `against` are heads that left the database
+    earlier: (name, what `published.heads` gave).
     """
+    scope = as_of(connection, watermark_id)
     # one sort or hash of the whole ledger: more memory than a worker's statement may have
     connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
     connection.exec_driver_sql("SET LOCAL jit = off")
     progress("counting the ledger rows of every batch")
-    yield _batch_counts(connection)
-    yield Check("details", *details(connection))
+    yield _batch_counts(connection, scope)
+    yield Check("details", *details(connection, scope))
     progress("walking the chain of every intake")
-    yield _batch_heads(connection)
+    yield _batch_heads(connection, scope)
     if roots:
         yield Check("series", *rehash.series(connection))
-        yield Check("ledger rows", *rehash.batch_roots(connection, progress))
+        yield Check("ledger rows", *rehash.batch_roots(connection, progress, scope))
     progress("summing the ledger, to compare it with the rollups")
-    yield from _rollups(connection)
+    yield from _rollups(connection, scope)
     progress("walking the chains of watermarks, catalogs and interventions")
-    yield _watermarks(connection)
-    difference = books.first_difference(connection)
-    yield Check("catalog revisions", f"{books.latest_revision(connection):,} revisions", difference)
-    yield _interventions(connection)
+    yield _watermarks(connection, scope)
+    revision = (
+        books.latest_revision(connection)
+        if watermark_id is None
+        else watermarks.read_watermark(connection, watermark_id).catalog_revision
+    )
+    difference = books.first_difference(connection, None if watermark_id is None else revision)
+    yield Check("catalog revisions", f"{revision:,} revisions", difference)
+    yield _interventions(connection, scope)
     if against:
         yield Check(
             "published heads", f"{len(against):,} manifests", published.difference(connection, against)
@@ -104,11 +114,11 @@ _COUNTED: Final = """
     ORDER BY kind LIMIT 1"""
 
 
-def _batch_counts(connection: Connection) -> Check:
+def _batch_counts(connection: Connection, scope: Scope = everything) -> Check:
     """received = accepted + duplicate + conflict + rejected, and accepted = ledger rows, per batch and source."""
-    difference = connection.execute(text(_COUNTED)).one_or_none()
+    difference = connection.execute(text(scope(_COUNTED))).one_or_none()
     seen = connection.execute(
-        text("SELECT count(*) AS batches, coalesce(sum(accepted), 0) AS events FROM ingest_batches")
+        text(scope("SELECT count(*) AS batches, coalesce(sum(accepted), 0) AS events FROM ingest_batches"))
     ).one()
     return Check(
         "batch counts",
@@ -144,21 +154,21 @@ def _count_difference(kind: int, found: dict[str, Any]) -> str:
     return f"{name}: the outcomes of its sources sum to {of_sources}; its own are {own}"
 
 
-def _batch_heads(connection: Connection) -> Check:
+def _batch_heads(connection: Connection, scope: Scope = everything) -> Check:
     """Per intake: sequences without gaps, heads that follow, up to the intake's position.
 
     Offsets without gaps too, but for those that an intervention names, each once and in order.
     """
     walked: dict[int, tuple[int, int | None, bytes]] = {}
-    jumps = positions.jumps(connection)
+    jumps = positions.jumps(connection, scope)
     count, difference = 0, None
-    for row in connection.execute(text(_BATCHES).execution_options(yield_per=10_000)):
+    for row in connection.execute(text(scope(_BATCHES)).execution_options(yield_per=10_000)):
         count += 1
         sequence, offset, last = walked.get(row.intake_id, (0, None, GENESIS))
         offset, astray = _jumped(jumps, row.intake_id, sequence, offset)
         difference = difference or astray or _head_difference(row, sequence, offset, last)
         walked[row.intake_id] = (row.sequence + 1, row.next_offset, bytes(row.head))
-    for position in connection.execute(text("SELECT * FROM stream_positions ORDER BY intake_id")):
+    for position in connection.execute(text(scope("SELECT * FROM stream_positions ORDER BY intake_id"))):
         sequence, offset, last = walked.get(position.intake_id, (0, None, GENESIS))
         offset, astray = _jumped(jumps, position.intake_id, sequence, offset)
         difference = difference or astray
@@ -267,29 +277,33 @@ def _compared(recomputed: str, rollup: str, key: str) -> str:
     )
 
 
-def _rollups(connection: Connection) -> Iterator[Check]:
+def _rollups(connection: Connection, scope: Scope) -> Iterator[Check]:
     """Every rollup row, interval by interval, against the ledger rows of the batches folded into it."""
     keys = {"usage_quarters": "quarter_start, series_id", "pool_minutes": f"minute, {_POOL_KEY}"}
     query = (
         f"{_RECOMPUTED} {_compared('quarters', 'usage_quarters', keys['usage_quarters'])} "
         f"UNION ALL {_compared('pools', 'pool_minutes', keys['pool_minutes'])}"
     )
-    found = connection.execute(text(query), {"open_interval": open_interval(connection)}).all()
+    found = connection.execute(text(scope(query)), {"open_interval": open_interval(connection)}).all()
     differences = {row.rollup: _rollup_difference(row.ledger, row.kept, keys[row.rollup]) for row in found}
     for rollup in keys:
-        count = connection.execute(text(f"SELECT count(*) FROM {rollup}")).scalar_one()
+        count = connection.execute(text(scope(f"SELECT count(*) FROM {rollup}"))).scalar_one()
         yield Check(rollup, f"{count:,} rows", differences.get(rollup))
     ahead = connection.execute(
         text(
-            "SELECT intake_id, f.next_sequence "
-            "FROM fold_positions f LEFT JOIN stream_positions p USING (intake_id) "
-            "WHERE p.next_sequence IS NULL OR f.next_sequence > p.next_sequence ORDER BY 1 LIMIT 1"
+            scope(
+                "SELECT intake_id, f.next_sequence "
+                "FROM fold_positions f LEFT JOIN stream_positions p USING (intake_id) "
+                "WHERE p.next_sequence IS NULL OR f.next_sequence > p.next_sequence ORDER BY 1 LIMIT 1"
+            )
         )
     ).one_or_none()
     batches = connection.execute(
         text(
-            "SELECT count(*) FROM ingest_batches JOIN fold_positions f USING (intake_id) "
-            "WHERE sequence < f.next_sequence"
+            scope(
+                "SELECT count(*) FROM ingest_batches JOIN fold_positions f USING (intake_id) "
+                "WHERE sequence < f.next_sequence"
+            )
         )
     ).scalar_one()
     yield Check(
@@ -312,9 +326,12 @@ def _rollup_difference(ledger: dict[str, Any] | None, kept: dict[str, Any] | Non
     return f"{place}: {name} sum to {ledger[name]:,} in the ledger, the rollup says {kept[name]:,}"
 
 
-def _watermarks(connection: Connection) -> Check:
+def _watermarks(connection: Connection, scope: Scope = everything) -> Check:
     """Numbers without gaps, heads that follow, `complete_until` that never moves back, heads of batches."""
-    found = watermarks.watermarks(connection)
+    last = connection.execute(
+        text(scope("SELECT coalesce(max(watermark_id), 0) FROM watermarks"))
+    ).scalar_one()
+    found = [one for one in watermarks.watermarks(connection) if one.watermark_id <= last]
     previous, until, difference = GENESIS, None, None
     for number, one in enumerate(found, 1):
         if one.watermark_id != number:
@@ -332,10 +349,12 @@ def _watermarks(connection: Connection) -> Check:
         previous, until = one.head, one.complete_until
     stray = connection.execute(
         text(
-            "SELECT watermark_id, at->>'intake_id' AS intake_id, at->>'chain_head' AS told "
-            "FROM watermarks CROSS JOIN jsonb_array_elements(positions) AS at LEFT JOIN ingest_batches b "
-            "ON b.intake_id = (at->>'intake_id')::int AND b.sequence = (at->>'next_sequence')::bigint - 1 "
-            "WHERE at->>'chain_head' <> encode(coalesce(b.head, :genesis), 'hex') ORDER BY 1, 2 LIMIT 1"
+            scope(
+                "SELECT watermark_id, at->>'intake_id' AS intake_id, at->>'chain_head' AS told "
+                "FROM watermarks CROSS JOIN jsonb_array_elements(positions) AS at LEFT JOIN ingest_batches b "
+                "ON b.intake_id = (at->>'intake_id')::int AND b.sequence = (at->>'next_sequence')::bigint - 1 "
+                "WHERE at->>'chain_head' <> encode(coalesce(b.head, :genesis), 'hex') ORDER BY 1, 2 LIMIT 1"
+            )
         ),
         {"genesis": GENESIS},
     ).one_or_none()
@@ -347,10 +366,10 @@ def _watermarks(connection: Connection) -> Check:
     return Check("watermarks", f"{len(found):,} heads", difference)
 
 
-def _interventions(connection: Connection) -> Check:
+def _interventions(connection: Connection, scope: Scope = everything) -> Check:
     """Numbers without gaps and heads that follow."""
     previous, count, difference = GENESIS, 0, None
-    for row in connection.execute(text("SELECT * FROM interventions ORDER BY intervention_id")):
+    for row in connection.execute(text(scope("SELECT * FROM interventions ORDER BY intervention_id"))):
         count += 1
         content = json.dumps(row.details, sort_keys=True, separators=(",", ":"))
         number = row.intervention_id
