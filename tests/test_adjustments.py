@@ -110,9 +110,9 @@ def run(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Enter a file of these rows in this process, with the settings of this test."""
     monkeypatch.setenv("METERING_DATABASE_URL", settings.database_url.get_secret_value())
 
-    def enter(*rows: str, yes: bool = True) -> Result:
+    def enter(*rows: str, yes: bool = True, header: str = HEADER) -> Result:
         file = tmp_path / "adjustments.csv"
-        file.write_bytes(lines(*rows))
+        file.write_bytes(lines(*rows, header=header))
         return CliRunner().invoke(commands.app, ["add", str(file), *(["--yes"] if yes else [])])
 
     return enter
@@ -176,6 +176,27 @@ def test_a_file_enters_once_and_counts_no_request(
         assert [check for check in verify(connection, roots=True) if check.difference] == []
     listed = CliRunner().invoke(commands.app, ["list", "--customer", "acme"])
     assert [line.split("\t")[0] for line in listed.stdout.splitlines()] == ["id", "up", "down"]
+
+
+def test_a_pool_never_burned_less_than_nothing(ledger: Ledger, run: Run) -> None:
+    """What adjustments added to a minute they may take away; what events burned only voids take back."""
+    header = HEADER + ",capacity_pool,ran_on,counts_for"
+    ledger.batch(ledger.intake(), [Event("2026-10-31T10:00:00", pool="north", ran_on="pool")])
+
+    def enter(*rows: tuple[str, int, str]) -> Result:
+        return run(
+            *(f"{ROW.format(name, amount, '')},north,pool,{counts_for}" for name, amount, counts_for in rows),
+            header=header,
+        )
+
+    refused = enter(("down", -3, ""))
+    assert refused.exit_code == 1
+    assert "line 2: uncached_input_tokens: -3 takes 3 more from the pool in that minute" in refused.stderr
+    assert enter(("charge", -3, "charge"), ("down", -3, ""), ("up", 3, "")).exit_code == 0
+    assert enter(("down", -3, ""), ("more", -1, "")).exit_code == 1
+    assert enter(("again", 4, "")).exit_code == 0
+    assert enter(("less", -4, "")).exit_code == 0
+    assert ledger.execute("SELECT count(*) FROM adjustments") == [(5,)]
 
 
 def test_two_who_enter_at_once_enter_once(settings: Settings, ledger: Ledger) -> None:

@@ -187,6 +187,7 @@ def test_every_void_has_its_outcome_and_a_second_run_moves_nothing(
         "v-void": "void_of_void",
         "v-self": "void_of_void",
     }
+    assert ledger.execute("SELECT sum(duplicate) + sum(conflict) FROM ingest_batches") == [(0,)]
     assert ledger.execute(
         "SELECT event_id, counts_for, uncached_input_tokens, occurred_at, event_type, project_id > 0 "
         "FROM usage_events JOIN series USING (series_id) WHERE source_id < 0 ORDER BY 1"
@@ -292,6 +293,22 @@ def test_a_second_worker_says_who_is_at_work_and_waits(settings: Settings, ledge
         while not settlements(ledger) and time.monotonic() < deadline:
             step()
         assert settlements(ledger) == {"v": "compensated"}
+
+
+def test_what_is_taken_back_is_folded_before_what_takes_it_back(settings: Settings, ledger: Ledger) -> None:
+    """With the fold behind, no sum of a minute is ever negative, whatever intake has more to fold."""
+    intake = ledger.intake()
+    pooled = {"pool": "north", "ran_on": "pool"}
+    for number in range(4):
+        ledger.batch(intake, [event(f"e{number}", at=f"{DAY}T10:0{number}:00", **pooled)])
+    ledger.batch(intake, [void("v", "e3", "both")])
+    settle.run(until_idle=True, settings=settings)
+    settings = settings.model_copy(update={"fold_batches_max": 2})
+    with postgres.connect(settings, "fold") as connection:
+        series = fold.SeriesPools(10)
+        while fold.fold_once(connection, settings, series):
+            assert ledger.execute("SELECT min(uncached_input_tokens) >= 0 FROM pool_minutes") == [(True,)]
+    assert ledger.execute("SELECT sum(requests)::int FROM pool_minutes") == [(3,)]
 
 
 # ---- findings of requests ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import add
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from metering.errors import BadInput, Fenced, Unavailable, WrongWorld
 from metering.events.adjustments import ADJUSTMENT_DIGEST_VERSION, Adjustment, read_adjustments
 from metering.events.identity import event_keys, key_list, series_digest
 from metering.events.laws import DecodeLimits
+from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import adjusting, partitions, positions, postgres
@@ -36,7 +38,7 @@ class AdjustmentPlan:
 
     new: list[Adjustment]
     entered: list[Adjustment]
-    conflicts: list[str]
+    conflicts: list[str]  # in words, each with its line
 
     def sums(self) -> pl.DataFrame:
         """Per customer and meter, what the new ones add up to: customer, meter, adjustments, quantity."""
@@ -94,7 +96,38 @@ def plan(connection: Connection, adjustments: Sequence[Adjustment]) -> Adjustmen
                 f"line {one.line}: id: '{one.event_id}' was entered before with {content}; "
                 "an adjustment is never changed: correct it by another one, with an id of its own"
             )
-    return AdjustmentPlan(new, entered, conflicts)
+    return AdjustmentPlan(new, entered, conflicts + _burned_below_nothing(connection, new))
+
+
+def _burned_below_nothing(connection: Connection, new: Sequence[Adjustment]) -> list[str]:
+    """What new adjustments would take from a pool's minute beyond what adjustments added there.
+
+    What events burned is taken back by voids alone. So neither sum is ever negative, in whatever order voids
+    and adjustments come, and a minute of a pool never burned less than nothing.
+    """
+    keys: dict[int, tuple[datetime, UUID]] = {}
+    for one in new:
+        values = dict(zip(DIMENSIONS, one.dimensions, strict=True))
+        if values["pool"] is not None and values["counts_for"] != "charge":
+            minute = one.occurred_at.replace(second=0, microsecond=0)
+            keys[one.line] = (minute, UUID(bytes=series_digest(one.dimensions)))
+    left = adjusting.added_to_pools(connection, [digest for _, digest in keys.values()])
+    for one in new:
+        if one.line in keys:
+            before = left.get(keys[one.line], (0,) * len(METERS))
+            left[keys[one.line]] = tuple(map(add, before, one.meters))
+    told = []
+    for one in new:
+        if one.line not in keys:
+            continue
+        for meter, quantity, rest in zip(METERS, one.meters, left[keys[one.line]], strict=True):
+            if quantity < 0 and rest < 0:
+                told.append(
+                    f"line {one.line}: {meter}: {quantity} takes {-rest} more from the pool in that minute than "
+                    "adjustments have added; void the events instead (side both), or take back the charge "
+                    "alone: counts_for charge"
+                )
+    return told
 
 
 def unknown_customers(connection: Connection, adjustments: Sequence[Adjustment]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -39,6 +40,22 @@ def held(connection: Connection, event_keys: Sequence[UUID]) -> dict[UUID, list[
     for row in rows:
         found.setdefault(row.event_key, []).append(Held(row.sign, row.digest))
     return found
+
+
+def added_to_pools(
+    connection: Connection, series_digests: Sequence[UUID]
+) -> dict[tuple[datetime, UUID], tuple[int, ...]]:
+    """What adjustments add up to by minute and series, of these series: sums in the order of METERS."""
+    rows = connection.execute(
+        text(
+            "SELECT date_bin('1 minute', u.occurred_at, 'epoch') AS minute, s.series_digest, "
+            f"{', '.join(f'sum({meter})::bigint' for meter in METERS)} "
+            "FROM adjustments a JOIN usage_events u USING (event_key, source_id) JOIN series s USING (series_id) "
+            "WHERE s.series_digest = ANY(:digests) GROUP BY 1, 2"
+        ),
+        {"digests": list(series_digests)},
+    )
+    return {(minute, digest): tuple(sums) for minute, digest, *sums in rows}
 
 
 def entered(connection: Connection, *, customer: str | None = None, limit: int) -> list[dict[str, Any]]:

@@ -57,17 +57,21 @@ class Unfolded:
 def unfolded(connection: Connection, batches_max: int) -> list[Unfolded]:
     """The next batches to fold: of every intake in sequence order, without gaps, at most `batches_max`.
 
-    Raises WrongWorld when a batch is missing between two others: the ledger was tampered with.
+    Across intakes in the order in which they were committed, so that what is taken back is folded before what
+    takes it back. Raises WrongWorld when a batch is missing between two others: the ledger was tampered with.
     """
     rows = connection.execute(
         text(
             "SELECT b.batch_id, p.intake_id, b.sequence, b.accepted, "
             "coalesce(f.next_sequence, 0) AS expected "
             "FROM stream_positions p LEFT JOIN fold_positions f USING (intake_id) "
-            "CROSS JOIN LATERAL (SELECT batch_id, sequence, accepted FROM ingest_batches i "
+            # a clock that was set back must not bring a batch before the one ahead of it in its intake
+            "CROSS JOIN LATERAL (SELECT batch_id, sequence, accepted, "
+            "max(committed_at) OVER (ORDER BY sequence) AS committed_at FROM "
+            "(SELECT * FROM ingest_batches i "
             "WHERE i.intake_id = p.intake_id AND i.sequence >= coalesce(f.next_sequence, 0) "
-            "ORDER BY i.sequence LIMIT :most) b "
-            "ORDER BY b.sequence - coalesce(f.next_sequence, 0), p.intake_id LIMIT :most"
+            "ORDER BY i.sequence LIMIT :most) next) b "
+            "ORDER BY b.committed_at, p.intake_id, b.sequence LIMIT :most"
         ),
         {"most": batches_max},
     ).all()
