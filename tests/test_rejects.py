@@ -220,6 +220,8 @@ def test_the_commands_list_show_and_replay(
 
     provision.ensure_days(ready, EARLY.date(), EARLY.date() + timedelta(days=1))
     number = str(newest["reject_id"])
+    with pytest.raises(BadInput, match="there is no reject 999; nothing was replayed"):
+        run(commands.rejects, "replay", number, "999")
     assert "would be: 1 entered" in run(commands.rejects, "replay", number, "--dry-run")[1]
     out, said = run(commands.rejects, "replay")
     assert "1 entered, 0 duplicate, 0 conflict, 1 still refused (1 rejects are done)" in said
@@ -237,11 +239,12 @@ def test_a_conflict_is_shown_side_by_side_with_what_differs(
     ingest.work(ready, until_idle=True)
     (number,) = database.execute("SELECT conflict_id FROM conflicts").fetchone() or (0,)
     found = compare(ready, number)
-    assert {line.field: (line.accepted, line.refused) for line in found.lines if line.differs} == {
+    differing = {line.field: (line.accepted, line.refused) for line in found.lines if line.differs}
+    assert differing.pop("request")[0].startswith("another (")
+    assert differing == {
         "customer": ("acme", "globex"),
         "project": ("alpha", None),
         "output_tokens": (10, 11),
-        "request": (found.lines[14].accepted, "another"),
     }
     assert found.notes == ()
     out, _ = run(commands.conflicts, "list")
@@ -256,5 +259,18 @@ def test_a_conflict_is_shown_side_by_side_with_what_differs(
         "request",
         "output_tokens",
     ]
+    # a void that says another thing the second time, and one whose id was usage before
+    void = event("v", AT, type="inference.void.v1", data={"source": "gateway-1", "id": event_id("a", AT)})
+    both = {**void, "data": {**void["data"], "side": "both"}}
+    produce(ready, [[void], [both], [{**void, "id": event_id("a", AT)}]], partition=0)
+    ingest.work(ready, until_idle=True)
+    of_void, of_usage = (
+        compare(ready, row[0])
+        for row in database.execute("SELECT conflict_id FROM conflicts ORDER BY 1 OFFSET 1").fetchall()
+    )
+    assert [(line.field, line.accepted, line.refused) for line in of_void.lines if line.differs] == [
+        ("side", "charge", "both")
+    ]
+    assert (of_usage.lines[0].accepted, of_usage.lines[0].refused) == ("usage", "void")
     with pytest.raises(BadInput, match="there is no conflict 999"):
         compare(ready, 999)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, Final
 
 import polars as pl
@@ -13,6 +14,7 @@ from metering.errors import MeteringError
 from metering.events import RecordBytes, decode
 from metering.events.identity import request_keys
 from metering.events.laws import DecodeLimits
+from metering.events.notices import CONTENT
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import refused
@@ -21,12 +23,13 @@ from metering.store.partitions import floor
 from metering.store.postgres import reading
 from workers.loop import database_errors
 
-#: What is compared, by its name in the ledger.
-_FIELDS: Final = (
-    *("occurred_at", "customer", "product", "tier_sold", "provider", "model_served", "tier_served", "region"),
+#: What is compared of usage, by its name in the ledger; of a notice it is its content.
+_USAGE: Final = (
+    *("customer", "product", "tier_sold", "provider", "model_served", "tier_served", "region"),
     *("pool", "ran_on", "counts_for", "nonbillable_reason", "project", "seat", "request", "attempt"),
     *("usage_source", "duration_ms", *METERS),
 )
+_TYPES: Final = {number: name for name, number in EVENT_TYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,10 @@ def compare(settings: Settings, conflict_id: int) -> Comparison:
         place = refused.read_conflict(connection, conflict_id)
         row = refused.read_accepted(connection, place["event_key"], place["source_id"])
         limits = DecodeLimits.of(settings, floor(connection) or place["conflicted_at"])
+    accepted = {} if row is None else _accepted(row)
     if row is None:
         notes.append("the accepted event is not in the ledger: its day was archived")
-    accepted = {} if row is None else _accepted(row)
     other: dict[str, Any] = {}
-    payload = b""
     try:
         with database_errors(), reading(settings, "rejects") as connection:
             payload = refused.read_bytes(connection, "conflicts", conflict_id)
@@ -84,21 +86,19 @@ def compare(settings: Settings, conflict_id: int) -> Comparison:
             )
         else:
             other = _refused(payload, place["conflicted_at"], limits)
+            if not other:
+                notes.append(f"this program cannot read the refused content any more: {pretty(payload)}")
     except MeteringError as error:
         notes.append(f"the refused content is not shown: {error}")
-    lines = (
-        [Line(name, accepted.get(name), other.get(name)) for name in _FIELDS] if accepted and other else []
-    )
-    if row is not None and other and row["event_type"] == EVENT_TYPES["usage"]:
-        request = request_keys(pl.Series([other["customer"]]), pl.Series([other["request"]]))
+    if row is not None and other.get("type") == "usage":
         # the ledger keeps a key of customer and request, not the request's name
-        same = request.tobytes() == row["request_key"].bytes
-        at = _FIELDS.index("request")
-        lines[at] = Line(
-            "request", other["request"] if same else f"another ({row['request_key']})", other["request"]
-        )
-    if not other and not notes:
-        notes.append(f"only usage is compared field by field; the refused content is {pretty(payload)}")
+        request = request_keys(pl.Series([other["customer"]]), pl.Series([other["request"]])).tobytes()
+        same = request == row["request_key"].bytes
+        accepted["request"] = other["request"] if same else f"another ({row['request_key']})"
+    kinds = {accepted.get("type"), other.get("type")}
+    contents = [CONTENT[kind] for kind in CONTENT if kind in kinds]
+    fields = dict.fromkeys(("type", "occurred_at", *(_USAGE if "usage" in kinds else ()), *chain(*contents)))
+    lines = [Line(name, accepted.get(name), other.get(name)) for name in fields if accepted or other]
     return Comparison(
         {name: value for name, value in place.items() if name != "payload_sha256"}, tuple(lines), tuple(notes)
     )
@@ -109,15 +109,21 @@ def _accepted(row: Mapping[str, Any]) -> dict[str, Any]:
     sources = {number: name for name, number in USAGE_SOURCES.items()}
     return {
         **row,
+        "type": _TYPES[row["event_type"]],
         "nonbillable_reason": reasons.get(row["nonbillable_reason"]),
         "usage_source": sources.get(row["usage_source"]),
+        **row["details"],
     }
 
 
 def _refused(payload: bytes, at: datetime, limits: DecodeLimits) -> dict[str, Any]:
     record = RecordBytes(payload, "application/cloudevents+json", at)
-    events, _ = meter(decode([record], limits=limits).events)
+    decoded = decode([record], limits=limits)
+    if decoded.notices.height:
+        row = decoded.notices.row(0, named=True)
+        return {**row, "type": row["kind"]}
+    events, _ = meter(decoded.events)
     if not events.height:
         return {}
     row = events.row(0, named=True)
-    return {**row, "request": row["request_id"]}
+    return {**row, "type": "usage", "request": row["request_id"]}

@@ -151,14 +151,14 @@ def _between(settings: Settings, at: Place, to_offset: int) -> Sequence[str]:
 def _line(record: Record, limits: DecodeLimits) -> str:
     decoded = decode([RecordBytes(record.value, record.content_type, record.appended_at)], limits=limits)
     sources, ids = [], []
-    for frame in (decoded.events, decoded.rejects):
+    for frame in (decoded.events, decoded.notices, decoded.rejects):
         sources += frame["source"].drop_nulls().to_list()
         ids += frame["event_id"].drop_nulls().to_list()
     names = ", ".join(sorted(set(sources))[:3]) or "no readable source"
     span = f", ids {ids[0]} to {ids[-1]}" if len(ids) > 1 else f", id {ids[0]}" if ids else ""
     return (
         f"  offset {record.offset}: {len(record.value or b''):,} bytes, appended {_text(record.appended_at)}, "
-        f"{decoded.events.height:,} events and {decoded.rejects.height:,} rejects of {names}{span}"
+        f"{decoded.events.height + decoded.notices.height:,} events and {decoded.rejects.height:,} rejects of {names}{span}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import psycopg
 
-from metering.errors import Fenced, Unavailable, WrongWorld
+from metering.errors import BadInput, Fenced, Unavailable, WrongWorld
 from metering.events import RecordBytes, RejectCode, pieces_of
 from metering.events.laws import DecodeLimits
 from metering.settings import Settings
@@ -23,7 +23,7 @@ from metering.store.batch import Companion, Part
 from metering.store.ledger import Ledger
 from metering.store.names import Names
 from metering.store.positions import Claim
-from metering.store.refused import Chosen, Kept, count_waiting, waiting
+from metering.store.refused import Chosen, Kept, count_waiting, missing, waiting
 from metering.store.sources import Brake
 from metering.stream.consumer import Fetched, Record
 from metering.stream.lookback import Lookback
@@ -83,6 +83,10 @@ def replay(
         reader.autocommit = writer.autocommit = True
         with postgres.connect(settings, "read") as checked:
             schema.check_version(checked)
+        for absent in missing(reader, chosen.ids):
+            raise BadInput(
+                f"there is no reject {absent}; nothing was replayed. `metering rejects list` lists what is kept"
+            )
         work = _Replay(settings, writer, log, dry_run=dry_run)
         total, looked_at = count_waiting(reader, chosen), 0
         pieces = waiting(

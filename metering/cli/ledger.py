@@ -81,7 +81,9 @@ def adopt(
 
 @stream_app.command("resume")
 def resume(
-    source: str = typer.Argument("", help="The source that was stopped.", show_default=False),
+    source: str = typer.Argument(
+        "", metavar="SOURCE", help="The source that was stopped.", show_default=False
+    ),
     reason: str = typer.Option(..., "--reason", help="What was found and mended; kept for good."),
     topic: bool = typer.Option(False, "--topic", help="In place of a source: the topic as a whole."),
 ) -> None:
@@ -96,7 +98,7 @@ def resume(
 
 @stream_app.command("skip")
 def skip(
-    partition: int = typer.Argument(min=0, help="The partition whose position moves."),
+    partition: int = typer.Argument(metavar="PARTITION", min=0, help="The partition whose position moves."),
     to: int = typer.Option(..., "--to", metavar="OFFSET", min=0, help="The first offset to read again."),
     reason: str = typer.Option(..., "--reason", help="Why; kept for good."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do it without asking."),
@@ -110,7 +112,9 @@ def skip(
 
 @stream_app.command("gap")
 def gap(
-    partition: int = typer.Argument(min=0, help="The partition whose log does not hold our position."),
+    partition: int = typer.Argument(
+        metavar="PARTITION", min=0, help="The partition whose log does not hold our position."
+    ),
     reason: str = typer.Option(..., "--reason", help="Why; kept for good."),
     to: int | None = typer.Option(
         None,

@@ -102,7 +102,7 @@ def _bytes(number: int) -> str | None:
 
 @rejects.command("replay")
 def replay(
-    numbers: list[int] = typer.Argument(None, metavar="[ID]...", help="These rejects.", show_default=False),
+    numbers: list[int] = typer.Argument(None, metavar="ID", help="These rejects.", show_default=False),
     code: str | None = _CODE,
     source: str | None = _SOURCE,
     since: str | None = _SINCE,

@@ -10,6 +10,7 @@ import psycopg
 from sqlalchemy import Connection, text
 
 from metering.errors import BadInput
+from metering.store.ledger import EVENT_TYPES
 
 _BEFORE_ALL: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WAITING: Final = "NOT EXISTS (SELECT FROM replays p WHERE p.reject_id = r.reject_id)"
@@ -101,6 +102,14 @@ def waiting(
         yield [Kept(*row) for row in rows]
 
 
+def missing(connection: psycopg.Connection[tuple[Any, ...]], ids: Sequence[int]) -> list[int]:
+    """Those of the numbers that no reject has."""
+    rows = connection.execute(
+        "SELECT reject_id FROM rejects WHERE reject_id = ANY(%s)", (list(ids),)
+    ).fetchall()
+    return sorted(set(ids) - {row[0] for row in rows}) if ids else []
+
+
 def count_waiting(connection: psycopg.Connection[tuple[Any, ...]], chosen: Chosen) -> int:
     """How many of the chosen rejects were not replayed yet."""
     condition, values = chosen.condition("rejected_at", "reject_id")
@@ -110,6 +119,11 @@ def count_waiting(connection: psycopg.Connection[tuple[Any, ...]], chosen: Chose
     return int(count)
 
 
+_DETAILS: Final = {
+    EVENT_TYPES["void"]: "voids",
+    EVENT_TYPES["refused"]: "refusals",
+    EVENT_TYPES["heartbeat"]: "heartbeats",
+}
 _LISTED: Final = {
     "rejects": ("reject_id", "rejected_at", "code, source, event_id, field, detail, payload_bytes"),
     "conflicts": ("conflict_id", "conflicted_at", "source, event_id, payload_bytes"),
@@ -185,7 +199,10 @@ def read_bytes(connection: Connection, table: str, identity: int) -> bytes:
 
 
 def read_accepted(connection: Connection, event_key: UUID, source_id: int) -> dict[str, Any] | None:
-    """The ledger row of an identity with what its ids stand for; None where its day was archived."""
+    """The ledger row of an identity with what its ids stand for, and `details` of one that is no usage.
+
+    None where its day was archived.
+    """
     row = (
         connection.execute(
             text(
@@ -200,4 +217,22 @@ def read_accepted(connection: Connection, event_key: UUID, source_id: int) -> di
         .mappings()
         .one_or_none()
     )
-    return None if row is None else dict(row)
+    if row is None:
+        return None
+    table = _DETAILS.get(row["event_type"])
+    found = (
+        None
+        if table is None
+        else connection.execute(
+            text(f"SELECT d.* FROM {table} d WHERE event_key = :key AND source_id = :source"),
+            {"key": event_key, "source": source_id},
+        )
+        .mappings()
+        .one_or_none()
+    )
+    details = dict(found or {})
+    if "target_source_id" in details:
+        details["target_source"] = connection.execute(
+            text("SELECT source FROM sources WHERE source_id = :id"), {"id": details["target_source_id"]}
+        ).scalar_one_or_none()
+    return {**row, "details": details}
