@@ -328,7 +328,7 @@ def test_requests_billed_twice_are_found_per_closed_day_and_resolve(
 ) -> None:
     settings = settings.model_copy(update={"allowed_lateness_seconds": 0})
     last, next_day = "2026-10-30T23:59:59", "2026-10-31T00:00:01"
-    timed = uuid7_text(instant(last), b"0123456789")
+    timed, c2 = (uuid7_text(instant(at), b"0123456789") for at in (last, next_day))
     intake = ledger.intake(0, "2026-10-30T23:59:59")
 
     def pinned(until: str, *events: Event) -> None:
@@ -348,16 +348,18 @@ def test_requests_billed_twice_are_found_per_closed_day_and_resolve(
         request("b1", last, "b", 1),
         request("b1-again", last, "b", 1, **free),  # the same attempt, not billed
         request(timed, last, "c", 1),
+        request("f1", last, "f", 1),
         request("d1", last, "d", 1),
         request("d2", last, "d", 2, **free),
         request("a1-of-another", last, "a", 3, customer="other"),
     )
     assert subjects(ledger) == []  # the day is not over
 
-    pinned("2026-10-31T00:00:00", request("c2", next_day, "c", 2))
+    pinned("2026-10-31T00:00:00", request(c2, next_day, "c", 2), request("f2", next_day, "f", 2))
     found = [
         ("2026-10-30", "double_billable", ["a1", "a2"]),
-        ("2026-10-30", "double_billable", [timed, "c2"]),
+        ("2026-10-30", "double_billable", [timed, c2]),
+        ("2026-10-30", "double_billable", ["f1", "f2"]),
         ("2026-10-30", "repeated_attempt", ["b1", "b1-again"]),
     ]
     assert subjects(ledger) == sorted(found)
@@ -373,24 +375,27 @@ def test_requests_billed_twice_are_found_per_closed_day_and_resolve(
         request("d3", last, "d", 3),
     )
     found = [
-        ("2026-10-30", "double_billable", [timed, "c2"]),
+        ("2026-10-30", "double_billable", [timed, c2]),
         ("2026-10-30", "double_billable", ["d1", "d3"]),
+        ("2026-10-30", "double_billable", ["f1", "f2"]),
     ]
     assert subjects(ledger) == sorted(found)
+    pinned("2026-10-31T10:01:00")  # what settle appended
     # a charge void of the event of the next day resolves the pair; that day is passed as it closes
     pinned(
         "2026-11-01T00:00:00",
-        void("v-c2", "c2"),
+        void("v-c2", c2),
         request("e1", next_day, "e"),
         request("e2", next_day, "e", 2),
     )
     pinned("2026-11-01T00:01:00")
     assert subjects(ledger) == [
         ("2026-10-30", "double_billable", ["d1", "d3"]),
+        ("2026-10-30", "double_billable", ["f1", "f2"]),
         ("2026-10-31", "double_billable", ["e1", "e2"]),
     ]
     history = ledger.execute("SELECT count(*) FILTER (WHERE state = 'opened'), count(*) FROM findings")
-    assert history == [(5, 8)]
+    assert history == [(6, 9)]
 
 
 def test_more_requests_than_are_named_are_counted(settings: Settings, ledger: Ledger) -> None:
