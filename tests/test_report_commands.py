@@ -19,7 +19,7 @@ from metering.cli import reports as commands
 from metering.delivery.now_page import to_json
 from metering.errors import BadInput, MeteringError, Unavailable, WrongWorld
 from metering.settings import Settings
-from metering.store.books import append_revision, read_catalog
+from metering.store.books import append_revision, latest_revision, read_catalog
 from metering.store.postgres import connect, reading
 from metering.store.schema import upgrade
 from tests.ledger_builder import Event, Ledger
@@ -70,7 +70,8 @@ def apply(settings: Settings, folder: Path, text: str = CATALOG) -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     objects = load_folder(folder)
     with connect(settings, "operator") as connection:
-        shown = plan(read_catalog(connection, 0), objects, base_revision=0, at=at)
+        newest = latest_revision(connection)
+        shown = plan(read_catalog(connection, newest), objects, base_revision=newest, at=at)
         append_revision(
             connection, objects, shown=shown, at=at, applied_by="test", reason="test", program_version="0.1.0"
         )

@@ -131,7 +131,7 @@ def test_complete_until_is_that_of_the_last_partition_and_never_moves_back(
     )
     assert complete() == (instant("2026-10-31 10:50"),) * 2
     with postgres.reading(settings) as connection:
-        assert watermarks.holding_back(connection) == HeldBack(
+        assert watermarks.holding_back(connection, settings) == HeldBack(
             second, "events", 1, instant("2026-10-31 11:00")
         )
     # a partition that was never seen, and one that was seen less far: neither takes anything back

@@ -22,6 +22,7 @@ from metering.store import now as store
 from metering.store import partitions
 from metering.store.books import read_books
 from metering.store.findings import count_open
+from metering.store.heartbeats import SourceState
 from metering.store.postgres import address, reading
 from metering.store.rollups import read_pool_usage, read_usage
 from metering.store.watermarks import HeldBack, Knowledge, holding_back, read_knowledge
@@ -63,7 +64,7 @@ def now_report(settings: Settings, at: datetime | None = None) -> NowPage:
         )
         facts = (
             _stream(settings, problem, intakes, ends),
-            _complete(at, settings, knowledge, holding_back(connection)),
+            _complete(at, settings, knowledge, holding_back(connection, settings)),
             _folded(at, store.fold_lag(connection)),
             _watermark(at, store.last_watermark(connection)),
             _catalog(knowledge),
@@ -223,31 +224,52 @@ def _stream(settings: Settings, problem: str | None, intakes: Sequence[store.Int
     return Fact("kafka", says, "watch" if lag or unowned else "good", {"lag": lag, "problem": None})
 
 
-def _complete(at: datetime, settings: Settings, knowledge: Knowledge, held: HeldBack | None) -> Fact:
-    """`complete_until`, and the partition that was seen the least far: the others cannot move it."""
+def _complete(
+    at: datetime, settings: Settings, knowledge: Knowledge, held: HeldBack | SourceState | None
+) -> Fact:
+    """`complete_until`, and the partition or source that reaches the least far: the others cannot move it."""
     complete = knowledge.complete_until
+    partition = held if isinstance(held, HeldBack) else None
+    source = held if isinstance(held, SourceState) else None
+    seen_until = partition.seen_until if partition else None
     values = {
         "at": complete,
-        "held_back_by_topic": held.topic if held else None,
-        "held_back_by_partition": held.partition if held else None,
-        "seen_until": held.seen_until if held else None,
+        "held_back_by_topic": partition.topic if partition else None,
+        "held_back_by_partition": partition.partition if partition else None,
+        "seen_until": seen_until,
+        "held_back_by_source": source.source if source else None,
+        "heard_until": source.complete_until if source else None,
+        "missing_heartbeats": source.gap.numbers if source and source.gap else None,
         "allowed_lateness_seconds": settings.allowed_lateness_seconds,
     }
     if held is None:
         says = "unknown: no partition has a position; run `metering init`"
         return Fact("complete until", says, "bad", values)
-    if complete is None or held.seen_until is None:
-        says = "unknown" if complete is None else f"{seconds_instant(complete)} ({ago(at, complete)})"
-        says += f": nothing of partition {held.partition} of {held.topic} was seen and folded yet; "
+    says = "unknown" if complete is None else f"{seconds_instant(complete)} ({ago(at, complete)})"
+    if partition is not None and (complete is None or seen_until is None):
+        says += f": nothing of partition {partition.partition} of {partition.topic} was seen and folded yet; "
         return Fact("complete until", says + "are `metering work ingest` and `fold` running?", "bad", values)
+    if source is not None and (complete is None or source.complete_until is None):
+        says += f": registered source {source.source} has never sent a heartbeat"
+        return Fact("complete until", says, "bad", values)
+    assert complete is not None, "what reaches somewhere has been seen"
     behind = at - complete - timedelta(seconds=settings.allowed_lateness_seconds)
     state: State = "bad" if behind > _LATE_BAD else "watch" if behind > _LATE_WATCH else "good"
-    says = f"{seconds_instant(complete)} ({ago(at, complete)}), held back "
-    if state == "good":
+    says += ", held back "
+    if source is not None and source.gap is not None:
+        says += (
+            f"by source {source.source}: heartbeat {source.gap.numbers} is missing; it resends what is, or "
+        )
+        says += f"`metering stream gap --source {source.source} --reason ...` goes on without"
+        return Fact("complete until", says, "bad", values)
+    if source is not None:
+        says += f"by the last heartbeat of source {source.source}"
+        says += "; has it fallen silent?" if state == "bad" else ""
+    elif state == "good":
         says += f"only by the allowed lateness of {settings.allowed_lateness_seconds} s"
-    else:
-        seen = seconds_instant(held.seen_until)
-        says += f"by partition {held.partition} of {held.topic}, seen until {seen}"
+    elif partition is not None and seen_until is not None:
+        seen = seconds_instant(seen_until)
+        says += f"by partition {partition.partition} of {partition.topic}, seen until {seen}"
         says += "; is `metering work ingest` running?" if state == "bad" else ""
     return Fact("complete until", says, state, values)
 

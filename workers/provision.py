@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from metering.errors import BadInput
 from metering.settings import Settings
-from metering.store import partitions, positions, postgres, schema
+from metering.store import heartbeats, partitions, positions, postgres, schema
 from metering.stream.topics import Admin
 from workers.loop import database_errors
 
@@ -110,3 +110,16 @@ def resume_source(settings: Settings, source: str, reason: str) -> str:
                 {"source": source, "reason": reason, "number": number},
             )
     return f"{name} goes on; recorded as intervention {number}"
+
+
+def accept_gap(settings: Settings, source: str, reason: str) -> str:
+    """Go on without the heartbeats that are missing of a source; recorded as an intervention."""
+    reason = positions.checked_reason(reason)
+    with database_errors(), postgres.connect(settings, "operator") as connection:
+        schema.check_version(connection)
+        connection.rollback()
+        with connection.begin():
+            number, gap = heartbeats.accept_gap(
+                connection, source, by=positions.operator_name(), reason=reason
+            )
+    return f"source '{source}' goes on without heartbeat {gap.numbers}; recorded as intervention {number}"

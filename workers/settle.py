@@ -23,7 +23,7 @@ from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.settings import settings as process_settings
-from metering.store import findings, passes, positions, postgres, schema, settling
+from metering.store import findings, heartbeats, passes, positions, postgres, schema, settling
 from metering.store.batch import Companion, Digests, Part, Refused
 from metering.store.chain import text_digest
 from metering.store.ledger import EVENT_TYPES, Ledger
@@ -211,18 +211,22 @@ class SettleWorker:
 
 
 def find(connection: Connection, settings: Settings, now: datetime) -> bool:
-    """Record the findings of voids, and of one closed day that is due; True when another day is.
+    """Record the findings of voids, of registered sources, and of one closed day that is due; True when another is.
 
-    Two transactions. If the process dies in the middle, what was not committed is found again.
+    A transaction each. If the process dies in the middle, what was not committed is found again.
     """
     with connection.begin():
         voids = findings.record_voids(connection, settings.unmatched_void_seconds, now)
+    with connection.begin():
+        found = heartbeats.source_findings(connection, now)
+        sources = findings.record(connection, heartbeats.KINDS, found, now)
     with connection.begin():
         due = passes.next_due(connection)
         requests = findings.Recorded(0, 0)
         if due is not None:
             requests = passes.pass_day(connection, due, settings.findings_per_day_max, now)
-    opened, resolved = voids.opened + requests.opened, voids.resolved + requests.resolved
+    opened = voids.opened + sources.opened + requests.opened
+    resolved = voids.resolved + sources.resolved + requests.resolved
     if opened or resolved:
         log.warning("findings", opened=opened, resolved=resolved, day=due and due.day.isoformat())
     return due is not None

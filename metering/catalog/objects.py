@@ -246,6 +246,8 @@ class Source(CatalogObject):
     name_field: ClassVar[str] = "source"
     source: Name
     name: Name
+    #: after so long without a heartbeat the source is a finding
+    silent_after_seconds: Count = 900
 
 
 OBJECTS: Final[Mapping[str, type[CatalogObject]]] = {

@@ -112,8 +112,11 @@ def skip(
 
 @stream_app.command("gap")
 def gap(
-    partition: int = typer.Argument(
-        metavar="PARTITION", min=0, help="The partition whose log does not hold our position."
+    partition: int | None = typer.Argument(
+        None, metavar="[PARTITION]", min=0, help="The partition whose log does not hold our position."
+    ),
+    source: str | None = typer.Option(
+        None, "--source", help="In its place: a source whose heartbeats have a gap."
     ),
     reason: str = typer.Option(..., "--reason", help="Why; kept for good."),
     to: int | None = typer.Option(
@@ -125,11 +128,19 @@ def gap(
     ),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do it without asking."),
 ) -> None:
-    """Go on where the log no longer holds our position, after showing what is lost."""
-    from metering.settings import settings
-    from workers import interventions
+    """Go on where the log no longer holds our position, after showing what is lost.
 
-    _move(interventions.plan_gap(settings(), partition, to), reason, yes)
+    With --source: go on without the heartbeats that a source never sent again.
+    """
+    from metering.settings import settings
+    from workers import interventions, provision
+
+    if (partition is None) == (source is None) or (source is not None and to is not None):
+        raise BadInput("give a partition (and perhaps --to), or --source: one of the two has a gap")
+    if source is not None:
+        typer.echo(provision.accept_gap(settings(), source, reason), err=True)
+    elif partition is not None:
+        _move(interventions.plan_gap(settings(), partition, to), reason, yes)
 
 
 def _move(planned: "Move", reason: str, yes: bool) -> None:

@@ -21,6 +21,8 @@ KINDS: Final[Mapping[str, str]] = {
     "void_of_other": "a void of a refusal, a heartbeat or an adjustment",
     "nonbillable_charge": "a charge void of an event that is not billable",
     "target_archived": "a void of an event in a day that was archived",
+    "source_silent": "a registered source that sent no heartbeat for too long",
+    "sequence_gap": "a registered source of whose heartbeats some are missing",
 }
 #: Outcomes of a settlement that are findings: the void took nothing back, and nothing will change that.
 OF_SETTLEMENTS: Final = (

@@ -18,6 +18,7 @@ from metering.settings import Settings
 from metering.settings import settings as process_settings
 from metering.store.books import latest_revision
 from metering.store.chain import GENESIS, head
+from metering.store.heartbeats import SourceState, source_states
 from metering.store.rollups import open_interval
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -72,7 +73,7 @@ _COLUMNS: Final = tuple(column.name for column in fields(Watermark))
 
 @dataclass(frozen=True)
 class HeldBack:
-    """The intake that holds `complete_until` back; `seen_until` None: nothing of it was seen yet."""
+    """The partition that holds `complete_until` back; `seen_until` None: nothing of it was seen yet."""
 
     intake_id: int
     topic: str
@@ -125,26 +126,40 @@ def read_knowledge(
 
 
 def complete_until(connection: Connection, settings: Settings | None = None) -> datetime | None:
-    """The time before which no more input is expected; None while that of any partition is unknown.
+    """The time before which no more input is expected; None while that of any partition or source is unknown.
 
-    The least `seen_until` over all partitions in use less the allowed lateness, and never before that of
-    the last watermark. What was committed but not folded yet counts as not seen.
+    The least `seen_until` over all partitions in use less the allowed lateness, no later than the last
+    heartbeat of every registered source, and never before that of the last watermark. What was committed but
+    not folded yet counts as not seen.
     """
-    lateness = timedelta(seconds=(settings or process_settings()).allowed_lateness_seconds)
+    configured = settings or process_settings()
     pinned: datetime | None = connection.execute(
         text("SELECT max(complete_until) FROM watermarks")
     ).scalar_one()
-    held = holding_back(connection)
+    now = reach(holding_back(connection, configured), configured)
+    return max(filter(None, (pinned, now)), default=None)
+
+
+def reach(held: HeldBack | SourceState | None, settings: Settings) -> datetime | None:
+    """How far `complete_until` may go for what holds it back; None: not at all."""
+    if isinstance(held, SourceState):
+        return held.complete_until
     if held is None or held.seen_until is None:
-        return pinned
-    now = held.seen_until - lateness
-    return now if pinned is None else max(pinned, now)
+        return None
+    return held.seen_until - timedelta(seconds=settings.allowed_lateness_seconds)
 
 
-def holding_back(connection: Connection) -> HeldBack | None:
-    """The partition in use that was seen the least far, one that was never seen first; None without any."""
+def holding_back(connection: Connection, settings: Settings) -> HeldBack | SourceState | None:
+    """What holds `complete_until` back: a partition in use or a registered source, whichever reaches least far.
+
+    One that was never seen or heard comes first, a partition before a source. None without any partition.
+    """
     row = connection.execute(text(_SEEN)).first()
-    return None if row is None else HeldBack(*row)
+    if row is None:
+        return None
+    unknown = datetime.min.replace(tzinfo=UTC)
+    everything: list[HeldBack | SourceState] = [HeldBack(*row), *source_states(connection, folded=True)]
+    return min(everything, key=lambda held: reach(held, settings) or unknown)
 
 
 def seconds_to_pin(connection: Connection, interval_seconds: int) -> float:
