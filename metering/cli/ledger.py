@@ -113,7 +113,7 @@ def skip(
 @stream_app.command("gap")
 def gap(
     partition: int | None = typer.Argument(
-        None, metavar="[PARTITION]", min=0, help="The partition whose log does not hold our position."
+        None, metavar="PARTITION", min=0, help="The partition whose log does not hold our position."
     ),
     source: str | None = typer.Option(
         None, "--source", help="In its place: a source whose heartbeats have a gap."
