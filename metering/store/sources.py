@@ -167,7 +167,7 @@ class Brake:
         window = self._windows.get(source_id)
         if window is None:
             if len(self._windows) >= self._settings.source_windows_max:
-                # whoever sends under ever new names is not judged by name, and costs no memory
+                # who sends every event under another source is not judged by name, and costs no memory
                 del self._windows[next(iter(self._windows))]
             window = self._windows[source_id] = _Window()
         return window
