@@ -294,12 +294,12 @@ def _with_token_totals(rows: pl.DataFrame) -> pl.DataFrame:
 def _as_shown(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """The order of a table: days in theirs, else the smallest margin first; idle capacity, nobody's, last."""
     about = [name for name in by if name not in ("day", "line", "pool")]
-    idle = pl.all_horizontal(pl.col(about).is_null()) if about else pl.lit(False)
+    idle = [pl.all_horizontal(pl.col(about).is_null())] if about else []
     if "line" in by:
-        idle = pl.col("line") == "idle"
+        idle = [pl.col("line") == "idle"]
     if "day" in by:
-        return rows.sort("day", idle, *(name for name in by if name != "day"), nulls_last=True)
-    return rows.sort(idle, "margin", *by, nulls_last=True)
+        return rows.sort("day", *idle, *(name for name in by if name != "day"), nulls_last=True)
+    return rows.sort(*idle, "margin", *by, nulls_last=True)
 
 
 def _null_texts(by: Sequence[str]) -> dict[str, str]:
