@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metering.store.chain import batch_head, batch_root
-from metering.store.ledger_rows import Rows, to_copy_binary
+from metering.store.ledger_rows import Rows, joined, take, to_copy_binary
 from metering.store.positions import Claim
 
 #: Row numbers within a batch.
@@ -128,7 +128,7 @@ class Batch:
         sizes = [len(part.rows) for part in parts]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         self.part_of = np.repeat(np.arange(len(parts)), sizes)
-        self.rows = np.concatenate([part.rows for part in parts])
+        self.rows = joined([part.rows for part in parts])
         self.rows["batch_id"] = np.repeat(np.array(batch_ids, np.int64), sizes)
         self.event_ids = [text for part in parts for text in part.event_ids]
         self._has_texts = any(self.event_ids)
@@ -139,20 +139,26 @@ class Batch:
         self._deduplicate()
 
     def _deduplicate(self) -> None:
-        halves = np.ascontiguousarray(self.rows["event_key"]).view(">u8").reshape(-1, 2).astype("<u8")
+        high, low = np.ascontiguousarray(self.rows["event_key"]).view(">u8").astype("<u8").reshape(-1, 2).T
         sources = self.rows["source_id"]
-        order = np.lexsort((np.arange(len(self.rows)), sources, halves[:, 1], halves[:, 0]))
-        same = np.zeros(len(order), np.bool_)
-        same[1:] = (halves[order[1:]] == halves[order[:-1]]).all(axis=1) & (
-            sources[order[1:]] == sources[order[:-1]]
-        )
+        # few keys share their first half: only those are put in order by the rest
+        order = np.argsort(high, kind="stable")
+        tied = np.zeros(len(order) + 1, np.bool_)
+        tied[1:-1] = high[order[1:]] == high[order[:-1]]
+        several = np.flatnonzero(tied[1:] | tied[:-1])
+        among = order[several]
+        order[several] = among[np.lexsort((among, sources[among], low[among], high[among]))]
+        same = tied[:-1]
+        at = np.flatnonzero(same)
+        before, after = order[at - 1], order[at]
+        same[at] = (low[after] == low[before]) & (sources[after] == sources[before])
         self.distinct = order[~same]
         group = np.cumsum(~same) - 1
         self.repeats = {int(order[at]): int(self.distinct[group[at]]) for at in np.flatnonzero(same)}
 
     def encode(self, chosen: Indexes) -> bytes:
         """The COPY bytes of the chosen rows, in their order."""
-        return to_copy_binary(self.rows[chosen], self._texts(chosen))
+        return to_copy_binary(take(self.rows, chosen), self._texts(chosen))
 
     def _texts(self, chosen: Indexes) -> list[str] | None:
         if not self._has_texts:
@@ -165,16 +171,13 @@ class Batch:
         local = accepted - self.starts[part]
         names = self.parts[part].digests.take(local)
         return batch_root(
-            self.rows[accepted],
+            take(self.rows, accepted),
             series=names.series,
             sources=names.sources,
             projects=names.projects,
             seats=names.seats,
             event_ids=self._texts(accepted),
         )
-
-    def _rows_of(self, part: int, accepted: Indexes) -> Indexes:
-        return np.sort(accepted[self.part_of[accepted] == part])
 
     def heads(self, accepted: Indexes, repeats: int) -> list[tuple[bytes, bytes]]:
         """Root and head of each part if all of `accepted` enters; a batch with repeats is hashed at the end."""
@@ -189,8 +192,11 @@ class Batch:
 
     def _chained(self, accepted: Indexes, counts: list[tuple[int, int, int]]) -> list[tuple[bytes, bytes]]:
         chained = []
+        enters = np.zeros(len(self.rows), np.bool_)
+        enters[accepted] = True
         for number, (part, (entered, duplicate, conflict)) in enumerate(zip(self.parts, counts, strict=True)):
-            root = self._root(number, self._rows_of(number, accepted))
+            low, high = self.starts[number : number + 2]
+            root = self._root(number, low + np.flatnonzero(enters[low:high]))
             claim = part.claim
             head = batch_head(
                 claim.chain_head,
