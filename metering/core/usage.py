@@ -48,7 +48,10 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .alias("_total_input_tokens"),
     )
     contradicts = (pl.col("uncached_input_tokens") < 0) | (pl.col("output_tokens") < 0)
-    events = counted.filter(~contradicts).with_columns(
+    # mostly none does: then nothing has to be copied
+    broken = counted.filter(contradicts)
+    kept = counted.filter(~contradicts) if broken.height else counted
+    events = kept.with_columns(
         pl.when("billable").then(pl.lit("charge_and_cost")).otherwise(pl.lit("cost")).alias("counts_for"),
         pl.max_horizontal(
             pl.when(pl.col("_total_input_tokens") > edge).then(edge).otherwise(0)
@@ -58,7 +61,7 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .alias("context_breakpoint"),
         *(pl.col(name).cast(pl.Int32) for name in METERS),
     )
-    return EVENTS.conform(events), CONTRADICTIONS.conform(_contradictions(counted.filter(contradicts)))
+    return EVENTS.conform(events), CONTRADICTIONS.conform(_contradictions(broken))
 
 
 def _contradictions(counted: pl.DataFrame) -> pl.DataFrame:

@@ -82,6 +82,8 @@ def event_keys(event_ids: pl.Series) -> EventKeys:
     timed = np.zeros(count, dtype=np.bool_)
     key_is_id = np.zeros(count, dtype=np.bool_)
     widths = event_ids.str.len_bytes().to_numpy()
+    if count and (widths == 36).all() and (own := _all_uuid7(byte_table(event_ids, 36))) is not None:
+        return EventKeys(own.view(f"S{KEY_BYTES}").reshape(count), ~key_is_id, _id_times(own))
     for width, read in ((36, _uuid7_table), (26, _ulid_table)):
         rows = np.flatnonzero(widths == width)
         if len(rows):
@@ -100,18 +102,19 @@ def event_keys(event_ids: pl.Series) -> EventKeys:
         ]
         table[others] = np.frombuffer(b"".join(hashed), dtype=np.uint8).reshape(-1, KEY_BYTES)
         table[others, 0] |= 0x80
-    millis = np.zeros(count, dtype=np.int64)
-    for column in range(6):
-        millis = (millis << 8) | table[:, column]
-    id_at = pl.Series("id_at", millis * 1000).cast(INSTANT)
+    id_at = _id_times(table)
     if len(others):
         id_at = id_at.zip_with(pl.Series(timed), id_at.clear(count))
     return EventKeys(table.view(f"S{KEY_BYTES}").reshape(count), key_is_id, id_at)
 
 
+def _id_times(keys: Bytes) -> pl.Series:
+    """The first 48 bits of each key as milliseconds since 1970."""
+    millis = keys.view(">u8")[:, 0].astype(np.int64) >> 16 & 0xFFFF_FFFF_FFFF
+    return pl.Series("id_at", millis * 1000).cast(INSTANT)
+
+
 def _uuid7_table(texts: Bytes) -> tuple[Bytes, Mask]:
-    if (found := _all_uuid7(texts)) is not None:
-        return found, np.ones(len(texts), np.bool_)
     nibbles = _HEX_VALUES[texts[:, _NIBBLES]]
     hyphens = np.logical_and.reduce([texts[:, place] == ord("-") for place in _HYPHENS])
     valid: Mask = hyphens & (nibbles != _BAD).all(axis=1)
@@ -121,7 +124,7 @@ def _uuid7_table(texts: Bytes) -> tuple[Bytes, Mask]:
 
 
 def _all_uuid7(texts: Bytes) -> Bytes | None:
-    """The keys where every text is a canonical UUIDv7, as it mostly is; None leaves it to the longer way."""
+    """The keys where every text is a canonical UUIDv7, as it mostly is; None: read them one by one."""
     if not all((texts[:, place] == ord("-")).all() for place in _HYPHENS):
         return None
     digits = texts.tobytes().replace(b"-", b"")
@@ -129,8 +132,8 @@ def _all_uuid7(texts: Bytes) -> Bytes | None:
         keys = binascii.unhexlify(digits)
     except binascii.Error:
         return None
-    # of every four places the hyphens are told; more of them, or upper case, do not come out again
-    if keys.hex().encode() != digits or len(keys) != KEY_BYTES * len(texts):
+    # with more hyphens it would be shorter, and upper case does not come out again
+    if len(keys) != KEY_BYTES * len(texts) or binascii.hexlify(keys) != digits:
         return None
     table = np.frombuffer(keys, np.uint8).reshape(-1, KEY_BYTES)
     known = ((table[:, 6] >> 4) == 7).all() and ((table[:, 8] >> 6) == 2).all()

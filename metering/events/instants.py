@@ -13,7 +13,7 @@ _MONTH_DAYS: Final = np.array([0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31
 _DAY_US: Final = 86_400_000_000
 
 Bytes = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.signedinteger]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -50,38 +50,41 @@ def parse_instants(texts: pl.Series) -> pl.Series:
 
 
 def _number(digits: Integers, start: int, until: int) -> Integers:
-    number = digits[:, start]
-    for column in range(start + 1, until):
-        number = number * 10 + digits[:, column]
+    number: Integers = digits[start]
+    for place in range(start + 1, until):
+        number = number * 10 + digits[place]
     return number
 
 
 def _parse_table(table: Bytes, zone_width: int) -> tuple[Integers, Mask]:
     """Read texts of one width and one form of zone: microseconds since 1970, and which rows are valid."""
-    digits = table[:, _DIGITS].astype(np.int64) - ord("0")
-    valid = np.all((digits >= 0) & (digits <= 9), axis=1)
-    for column, sign in ((4, "-"), (7, "-"), (13, ":"), (16, ":")):
-        valid &= table[:, column] == ord(sign)
-    valid &= (table[:, 10] | 0x20) == ord("t")
-    digits = np.where(valid[:, None], digits, 1)
+    # one row for each place of the text, and no wider numbers than there have to be
+    places = np.ascontiguousarray(table.T)
+    found = places[_DIGITS] - np.uint8(ord("0"))
+    valid = (found <= 9).all(axis=0)
+    for place, sign in ((4, "-"), (7, "-"), (13, ":"), (16, ":")):
+        valid &= places[place] == ord(sign)
+    valid &= (places[10] | 0x20) == ord("t")
+    digits = np.where(valid, found, 1).astype(np.int32)
     year, month, day = _number(digits, 0, 4), _number(digits, 4, 6), _number(digits, 6, 8)
     hour, minute, second = _number(digits, 8, 10), _number(digits, 10, 12), _number(digits, 12, 14)
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
     month_days = _MONTH_DAYS[np.where(month <= 12, month, 0)] - ((month == 2) & ~leap)
     valid &= (year >= 1) & (day >= 1) & (day <= month_days) & (hour <= 23) & (minute <= 59) & (second <= 59)
     months = np.where(valid, year * 12 + month - 1 - 1970 * 12, 0)
-    days = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64) + day - 1
-    micros = days * _DAY_US + (hour * 3600 + minute * 60 + second) * 1_000_000
+    first = int(months.min(initial=0))
+    known = np.arange(first, int(months.max(initial=0)) + 1)
+    month_starts = known.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+    days = month_starts[months - first] + (day - 1)
+    micros = days * _DAY_US + (hour * 3600 + minute * 60 + second) * np.int64(1_000_000)
 
-    fraction = table[:, _DATE_AND_TIME : table.shape[1] - zone_width].astype(np.int64)
-    if fraction.shape[1]:
-        parts = fraction[:, 1:] - ord("0")
-        valid &= (
-            (fraction[:, 0] == ord(".")) & (parts.shape[1] > 0) & ((parts >= 0) & (parts <= 9)).all(axis=1)
-        )
-        kept = parts[:, :6]
-        if kept.shape[1]:
-            micros = micros + _number(kept, 0, kept.shape[1]) * 10 ** (6 - kept.shape[1])
+    fraction = places[_DATE_AND_TIME : len(places) - zone_width]
+    if len(fraction):
+        parts = fraction[1:] - np.uint8(ord("0"))
+        valid &= (fraction[0] == ord(".")) & (len(parts) > 0) & (parts <= 9).all(axis=0)
+        kept = parts[:6].astype(np.int32)
+        if len(kept):
+            micros = micros + _number(kept, 0, len(kept)) * np.int64(10 ** (6 - len(kept)))
     if zone_width == 6:
         offset, offset_valid = _parse_offset(table[:, -6:])
         micros, valid = micros - offset, valid & offset_valid
@@ -89,10 +92,11 @@ def _parse_table(table: Bytes, zone_width: int) -> tuple[Integers, Mask]:
 
 
 def _parse_offset(zone: Bytes) -> tuple[Integers, Mask]:
-    digits = zone[:, [1, 2, 4, 5]].astype(np.int64) - ord("0")
+    found = zone.T[[1, 2, 4, 5]] - np.uint8(ord("0"))
+    digits = found.astype(np.int64)
     hours, minutes = _number(digits, 0, 2), _number(digits, 2, 4)
     behind = zone[:, 0] == ord("-")
     valid = (behind | (zone[:, 0] == ord("+"))) & (zone[:, 3] == ord(":"))
-    valid &= ((digits >= 0) & (digits <= 9)).all(axis=1) & (hours <= 23) & (minutes <= 59)
+    valid &= (found <= 9).all(axis=0) & (hours <= 23) & (minutes <= 59)
     offset: Integers = (hours * 60 + minutes) * 60_000_000
     return np.where(behind, -offset, offset), valid

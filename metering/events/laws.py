@@ -198,17 +198,17 @@ def _iso(instant: datetime) -> str:
     return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-_REFUSED: Final = {
+_NAMED: Final = {
     "record": pl.Int32,
     "index": pl.Int32,
-    "code": pl.String,
-    "field": pl.String,
-    "detail": pl.String,
+    **dict.fromkeys(("code", "field", "detail", "source", "event_id"), pl.String),
 }
 
 
 def put_to_laws(events: pl.DataFrame, laws: Sequence[Law]) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The events that keep every law, and what is wrong with the others (as `refuse` wants it)."""
+    if not events.select(pl.any_horizontal(law.broken.any() for law in laws)).item():
+        return events, pl.DataFrame(schema=_NAMED)
     first = pl.coalesce(
         pl.when(law.broken).then(pl.lit(place, dtype=pl.Int16)) for place, law in enumerate(laws)
     ).alias("law")
@@ -226,12 +226,7 @@ def put_to_laws(events: pl.DataFrame, laws: Sequence[Law]) -> tuple[pl.DataFrame
         )
         for place in broken["law"].unique().to_list()
     ]
-    refused = (
-        pl.concat(parts)
-        if parts
-        else pl.DataFrame(schema={**_REFUSED, "source": pl.String, "event_id": pl.String})
-    )
-    return (events if broken.is_empty() else events.filter(pl.col("law").is_null())), refused
+    return events.filter(pl.col("law").is_null()), pl.concat(parts)
 
 
 def _keepable(column: str) -> pl.Expr:
