@@ -131,6 +131,7 @@ def measured(worker: Ingest, *, profile: bool) -> Told:
 def main(*, profile: bool) -> None:
     """Follow the protocol once."""
     configure_logging(settings())
+    ingest.spare_the_collector()
     with ingest.opened(settings()) as worker:
         ledger = worker._ledger
         ledger.connection = cast("Any", TimedConnection(ledger.connection, worker.timings))

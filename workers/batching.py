@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ import structlog
 from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure
 
 from metering.core.usage import meter
-from metering.events import RecordBytes, decode, refuse
+from metering.events import decode, refuse
 from metering.events.identity import (
     DIGEST_VERSION,
     content_digests,
@@ -33,7 +33,7 @@ from metering.store.ledger_rows import LEDGER_ROW
 from metering.store.names import Names
 from metering.store.positions import Claim
 from metering.store.sources import Brake
-from metering.stream.consumer import Fetched
+from metering.stream.consumer import Fetched, Record
 from workers.notices import PLACES, LaidOut, lay_out, merged
 
 _LOCK_ATTEMPTS: Final = 3
@@ -84,8 +84,7 @@ class Batching:
         `ends`: when the ends of the partitions were asked for, and what they were. `refused`: the store's
         words on why it does not take these records; then every event of them becomes a reject.
         """
-        records = [record for part in fetched for record in part.records]
-        raw = [RecordBytes(record.value, record.content_type, record.appended_at) for record in records]
+        raw = [record for part in fetched for record in part.records]
         with self._timings.of("decode"):
             decoded = decode(raw, limits=limits)
         with self._timings.of("meter"):
@@ -125,13 +124,12 @@ class Batching:
         fetched: list[Fetched],
         claims: Mapping[int, Claim],
         ends: tuple[datetime, dict[int, int]] | None,
-        raw: list[RecordBytes],
+        records: list[Record],
         laid_out: LaidOut,
         rejects: pl.DataFrame,
         unknown: Mapping[str, int],
     ) -> list[Part]:
         """Rows, digests, details and rejects of each partition, in the order of its records."""
-        records = [record for part in fetched for record in part.records]
         source_ids = self._names.ids("sources", rejects["source"].drop_nulls().unique().to_list())
         firsts = np.cumsum([0] + [len(part.records) for part in fetched])
         event_bounds = np.searchsorted(laid_out.places["record"].to_numpy(), firsts)
@@ -146,7 +144,7 @@ class Batching:
 
             def cut(chosen: Sequence[int], places: pl.DataFrame = places) -> list[Refused]:
                 pieces = refuse(
-                    raw,
+                    records,
                     events=places,
                     refused=places[chosen].select(
                         "record",
@@ -268,6 +266,11 @@ def append(ledger: Ledger, parts: list[Part]) -> list[Appended]:
         except (DeadlockDetected, SerializationFailure, LockNotAvailable) as error:
             log.warning("tried again", error=str(error).splitlines()[0])
     return ledger.append(parts)
+
+
+def size_of(fetched: Iterable[Fetched]) -> int:
+    """The bytes of all values."""
+    return sum(len(record.value or b"") for part in fetched for record in part.records)
 
 
 def halves(fetched: list[Fetched]) -> tuple[list[Fetched], list[Fetched]] | None:

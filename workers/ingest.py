@@ -23,7 +23,7 @@ from metering.store.positions import Claim
 from metering.store.sources import Brake
 from metering.stream.consumer import Consumer, Fetched
 from metering.stream.topics import Admin, Topic
-from workers.batching import REFUSALS, Batching, Timings, append, halves
+from workers.batching import REFUSALS, Batching, Timings, append, halves, size_of
 from workers.loop import Step, run, show_progress
 
 _POLL_SECONDS: Final = 0.2
@@ -62,7 +62,8 @@ class Ingest:
         self._refreshed = 0.0
         self._began = datetime.now(UTC) - timedelta(seconds=settings.clock_skew_seconds)
         self._owner = positions.worker_name()
-        self._bytes_per_record = 65_536.0  # until a poll has shown more, few records at once
+        # until a poll has shown otherwise every record may be one at the bound
+        self._bytes_per_record = float(settings.record_bytes_max)
         self.timings = Timings()
         names = Names(connection, settings.series_cache_entries_max)
         self._batching = Batching(names, self._brake, self.timings)
@@ -194,7 +195,7 @@ class Ingest:
                 if held is None:
                     continue
                 brought += len(part.records)
-                size += sum(len(record.value or b"") for record in part.records)
+                size += size_of([part])
                 before = gathered.get(part.partition)
                 joined = (
                     part
@@ -219,7 +220,15 @@ class Ingest:
     # ---- appending ---------------------------------------------------------------------------------------
 
     def _append(self, fetched: list[Fetched]) -> None:
-        """Append a batch; what the store refuses is narrowed down to one record and rejected by itself."""
+        """Append a batch; what the store refuses is narrowed down to one record and rejected by itself.
+
+        A poll brings more than was asked for where records grew all at once: a batch of more than twice the
+        bytes of one is appended in halves, for its events take several times the memory of its bytes.
+        """
+        if size_of(fetched) > 2 * self._settings.batch_bytes_target and (smaller := halves(fetched)):
+            for half in smaller:
+                self._append(half)
+            return
         try:
             self._append_once(fetched, refused=None)
         except REFUSALS as error:
@@ -290,6 +299,15 @@ class Ingest:
             self._reported = (now, received)
 
 
+def spare_the_collector() -> None:
+    """Let the garbage collector of this process look less often.
+
+    What is imported stays; the many short-lived objects of a batch hold no cycles worth looking for.
+    """
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 50)
+
+
 @contextmanager
 def opened(settings: Settings) -> Iterator[Ingest]:
     """A worker with its connections; leaving it releases the partitions."""
@@ -308,9 +326,7 @@ def opened(settings: Settings) -> Iterator[Ingest]:
 def work(settings: Settings, *, until_idle: bool = False) -> Counter[str]:
     """Run one ingest worker until it is stopped or, with `until_idle`, until every partition is read to its end."""
     totals: Counter[str] = Counter()
-    # what is imported stays; the many short-lived objects of a batch hold no cycles worth looking for so often
-    gc.freeze()
-    gc.set_threshold(200_000, 50, 50)
+    spare_the_collector()
 
     @contextmanager
     def stepping() -> Iterator[Step]:

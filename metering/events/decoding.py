@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import polars as pl
 
@@ -18,8 +18,19 @@ from metering.frames import NOTICES, REJECTS
 _LONE_FORMS: Final = frozenset({"application/cloudevents+json", "application/x-ndjson", "application/json"})
 
 
-class RecordBytes(NamedTuple):
+class RawRecord(Protocol):
     """A record as Kafka hands it over: its value, its content-type header, the broker's append time (UTC)."""
+
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def content_type(self) -> str | None: ...
+    @property
+    def appended_at(self) -> datetime: ...
+
+
+class RecordBytes(NamedTuple):
+    """A record that comes from elsewhere than the topic."""
 
     value: bytes | None
     content_type: str | None
@@ -41,7 +52,7 @@ class Decoded:
     unknown_fields: dict[str, int]
 
 
-def decode(records: Sequence[RecordBytes], *, limits: DecodeLimits) -> Decoded:
+def decode(records: Sequence[RawRecord], *, limits: DecodeLimits) -> Decoded:
     """Read every event of some records. Never raises for what the bytes hold: that becomes a reject.
 
     First each record is read whole into typed events; only where that fails, event by event, so that one bad
@@ -62,7 +73,7 @@ def decode(records: Sequence[RecordBytes], *, limits: DecodeLimits) -> Decoded:
     return Decoded(reported(events), notices, REJECTS.conform(pl.concat(rejects)), read.unknown)
 
 
-def refuse(records: Sequence[RecordBytes], *, events: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
+def refuse(records: Sequence[RawRecord], *, events: pl.DataFrame, refused: pl.DataFrame) -> pl.DataFrame:
     """Rejects (frames.REJECTS) of events that were decoded from `records` but cannot be accepted after all.
 
     `refused` has the columns record, index, code, field, detail; `events` is any frame that names source and
@@ -106,12 +117,12 @@ class _Read:
             self.unknown[source] = self.unknown.get(source, 0) + unknown
 
 
-def _read_lone_event(read: _Read, number: int, record: RecordBytes, limits: DecodeLimits) -> bool:
+def _read_lone_event(read: _Read, number: int, record: RawRecord, limits: DecodeLimits) -> bool:
     """Read a record that is one lawful event and nothing else; False leaves it for `_read_record`.
 
     Only speed: where a record holds one event, what `_read_record` finds out costs more than the event.
     """
-    value, content_type, _ = record
+    value, content_type = record.value, record.content_type
     if content_type is not None and content_type not in _LONE_FORMS:
         return False
     if not value or value[:1] != b"{" or b"\n" in value or not 0 < len(value) <= limits.record_bytes_max:
@@ -125,7 +136,7 @@ def _read_lone_event(read: _Read, number: int, record: RecordBytes, limits: Deco
     return True
 
 
-def _read_record(read: _Read, number: int, record: RecordBytes, limits: DecodeLimits) -> None:
+def _read_record(read: _Read, number: int, record: RawRecord, limits: DecodeLimits) -> None:
     fault = _record_fault(record, limits)
     if fault is None:
         value = record.value or b""
@@ -146,7 +157,7 @@ def _may_hold_nul(value: bytes) -> bool:
     return b"\\" in value and b"\\u0000" in value
 
 
-def _record_fault(record: RecordBytes, limits: DecodeLimits) -> Fault | None:
+def _record_fault(record: RawRecord, limits: DecodeLimits) -> Fault | None:
     """What is wrong with the record as a whole, before it is read."""
     value = record.value
     if not value or value.isspace():
@@ -162,14 +173,14 @@ def _record_fault(record: RecordBytes, limits: DecodeLimits) -> Fault | None:
     return None
 
 
-def _form(record: RecordBytes) -> wire.Form:
+def _form(record: RawRecord) -> wire.Form:
     """The form of a record that has bytes and a known content type; `open` is settled by its bytes."""
     form = wire.form_of(record.content_type)
     assert form is not None, "asked after _record_fault"
     return wire.settled(record.value or b"") if form == "open" else form
 
 
-def pieces_of(record: RecordBytes) -> list[bytes]:
+def pieces_of(record: RawRecord) -> list[bytes]:
     """The bytes of each event of a record whose form is known, by its index."""
     value, form = record.value or b"", _form(record)
     if form == "array":

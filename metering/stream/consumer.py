@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
+from typing import Any, NamedTuple
 
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.errors import (
@@ -28,8 +29,7 @@ _UNJOINED_SESSIONS_MAX = 2.0
 _LOG_APPEND_TIME = 1
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """The bytes at one offset, and what the broker says of them.
 
     `stamped_by_log`: `appended_at` is of the broker's clock, not of the producer's.
@@ -237,10 +237,15 @@ class Consumer:
         self._kafka.commit_async(committed)
 
 
-def _record(raw: object) -> Record:
+def _record(raw: Any) -> Record:
+    content_type = _content_type(raw.headers) if raw.headers else None
+    stamped_by_log = raw.timestamp_type == _LOG_APPEND_TIME
+    return Record(raw.offset, raw.value, content_type, instant_of(raw.timestamp), stamped_by_log)
+
+
+def _content_type(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
     content_type = None
-    for name, value in raw.headers or ():  # type: ignore[attr-defined]
+    for name, value in headers:
         if name.lower() == "content-type" and value is not None:
             content_type = value.decode("utf-8", "replace")
-    appended_at, stamped_by_log = instant_of(raw.timestamp), raw.timestamp_type == _LOG_APPEND_TIME  # type: ignore[attr-defined]
-    return Record(raw.offset, raw.value, content_type, appended_at, stamped_by_log)  # type: ignore[attr-defined]
+    return content_type

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from uuid import UUID
 
@@ -23,6 +24,8 @@ from metering.settings import Settings
 
 #: A record of `record_bytes_max` and what the broker adds to it.
 _RECORD_OVERHEAD_BYTES = 64 * 1024
+#: Milliseconds whose instants are remembered.
+_INSTANTS_REMEMBERED = 4_096
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def outside_log(topic: str, partition: int, position: int, first: int, end: int)
     )
 
 
+@lru_cache(maxsize=_INSTANTS_REMEMBERED)
 def instant_of(timestamp_ms: int) -> datetime:
-    """A record's timestamp as an instant."""
+    """A record's timestamp as an instant. Neighbours mostly share it: a batch of the log has one."""
     return datetime.fromtimestamp(timestamp_ms / 1000, tz=UTC)
