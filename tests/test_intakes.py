@@ -16,7 +16,7 @@ from metering.settings import Settings
 from metering.store import partitions, positions, postgres, verify
 from metering.store.batch import Companion, Digests, Part, Refused, Reject
 from metering.store.chain import text_digest
-from metering.store.ledger import Ledger
+from metering.store.ledger import CAREFUL_BATCHES, Ledger
 from metering.store.ledger_rows import LEDGER_ROW
 from metering.store.positions import Claim
 from tests.event_maker import event_id
@@ -110,3 +110,36 @@ def test_companions_enter_with_the_events_that_are_accepted_and_each_source_is_c
     with postgres.reading(settings) as snapshot:
         found = {check.name: check.difference for check in verify.verify(snapshot, roots=False)}
     assert found["batch chain"] is None
+
+
+def test_batches_after_a_resend_are_copied_in_pieces_and_after_many_looked_up_first(
+    connection: psycopg.Connection[Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metering.store.ledger.PIECE_ROWS", 3)
+    connection.execute("INSERT INTO sources (source) VALUES ('hand')")
+    ledger = Ledger(connection, 65_536)
+    claim = claimed(connection, settings)
+    names = [f"event {number}" for number in range(120)]
+    # each batch brings twenty, some of which the batches before brought: how many, how they are appended after
+    batches = (
+        (names[:20], 0, "at once"),
+        ([*names[20:39], names[3]], 1, "in pieces"),
+        ([*names[40:59], names[25]], 1, "in pieces"),
+        ([names[60], *names[20:39]], 19, "looked up"),
+        ([*names[61:80], names[61]], 1, "looked up"),
+        ([*names[80:99], names[3]], 1, "in pieces"),
+        (names[100:120], 0, "in pieces"),
+    )
+    for brought, duplicate, then in batches:
+        (ended,) = ledger.append([part_of(claim, brought)])
+        claim = ended.claim
+        assert (ended.accepted, ended.duplicate, ended.conflict) == (len(brought) - duplicate, duplicate, 0)
+        how = "looked up" if ledger._look_up_first else "in pieces"
+        assert (how if ledger._careful else "at once") == then
+    assert ledger._careful == CAREFUL_BATCHES - 1
+    (rows,) = connection.execute("SELECT count(*) FROM usage_events").fetchone() or (0,)
+    assert rows == len({name for brought, _, _ in batches for name in brought})
+    with postgres.reading(settings) as snapshot:
+        found = {check.name: check.difference for check in verify.verify(snapshot, roots=True)}
+    assert found["batch chain"] is None
+    assert found["ledger rows"] is None

@@ -179,12 +179,13 @@ class Batch:
             event_ids=self._texts(accepted),
         )
 
-    def heads(self, accepted: Indexes, repeats: int) -> list[tuple[bytes, bytes]]:
-        """Root and head of each part if all of `accepted` enters; a batch with repeats is hashed at the end."""
-        if repeats:
-            return [(bytes(32), part.claim.chain_head) for part in self.parts]
-        counts = [(len(part.rows), 0, 0) for part in self.parts]
-        return self._chained(accepted, counts)
+    def planned_heads(self, accepted: Indexes) -> list[tuple[bytes, bytes]]:
+        """Root and head of each part if all of `accepted` enters and nothing else was received."""
+        return self._chained(accepted, [(len(part.rows), 0, 0) for part in self.parts])
+
+    def unmoved_heads(self) -> list[tuple[bytes, bytes]]:
+        """What stands in for them where they are known only at the end: no root, and the heads as they are."""
+        return [(bytes(32), part.claim.chain_head) for part in self.parts]
 
     def final_heads(self, accepted: Indexes, outcomes: Outcomes) -> list[tuple[bytes, bytes]]:
         """Root and head of each part as it came out."""

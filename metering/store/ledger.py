@@ -33,8 +33,12 @@ NONBILLABLE_REASONS: Final[Mapping[str | None, int]] = {
     None: 0, "retry": 1, "failure": 2, "refund": 3, "internal": 4, "test": 5, "other": 6,
 }  # fmt: skip
 
-#: Batches that are looked up first after one met rows that the ledger holds already.
-LOOK_UP_FIRST_BATCHES: Final = 100
+#: Batches that are appended with care after one met rows that the ledger holds already.
+CAREFUL_BATCHES: Final = 100
+#: Rows that a careful batch copies under one savepoint: a row that is held costs only its piece.
+PIECE_ROWS: Final = 2_000
+#: Share of the pieces with held rows above which the batches after are looked up whole before they are copied.
+LOOK_UP_FIRST_RATIO: Final = 0.3
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -45,7 +49,8 @@ class Ledger:
 
     connection: Connection
     reject_bytes_max: int
-    _look_up_first: int = 0
+    _careful: int = 0
+    _look_up_first: bool = False
     _batch_ids: list[int] = field(default_factory=list)
 
     def _batch_id(self) -> int:
@@ -67,20 +72,19 @@ class Ledger:
         batch_ids = [self._batch_id() for _ in parts]
         batch = Batch(parts, batch_ids)
         fresh = batch.distinct
-        copied = batch.encode(fresh)
-        heads = batch.heads(fresh, len(batch.rows) - len(fresh))
+        pieces = self._pieces(fresh)
+        copied = [batch.encode(piece) for piece in pieces]
+        # where rows are likely held already the heads are known only at the end
+        planned = not batch.repeats and not self._careful
+        heads = batch.planned_heads(fresh) if planned else batch.unmoved_heads()
         with self.connection.transaction():
             for part, (_, head) in zip(parts, heads, strict=True):
                 self._advance(part, head)
-            accepted, held = self._copy_new(batch, fresh, copied)
+            accepted, held = self._copy_new(batch, pieces, copied)
             outcomes = batch.outcomes(accepted, held)
-            final = (
-                heads
-                if len(accepted) == len(fresh) and not batch.repeats
-                else batch.final_heads(accepted, outcomes)
-            )
-            for part, (_, head), (_, planned) in zip(parts, final, heads, strict=True):
-                if head != planned:
+            final = heads if planned and not held else batch.final_heads(accepted, outcomes)
+            for part, (_, head), (_, written) in zip(parts, final, heads, strict=True):
+                if head != written:
                     self.connection.execute(
                         "UPDATE stream_positions SET chain_head = %s WHERE intake_id = %s",
                         (head, part.claim.intake_id),
@@ -96,8 +100,24 @@ class Ledger:
                     parts, batch_ids, outcomes.counts, final, strict=True
                 )
             ]
-        self._look_up_first = LOOK_UP_FIRST_BATCHES if held else max(0, self._look_up_first - 1)
+        self._learn(fresh, held)
         return appended
+
+    def _pieces(self, fresh: Indexes) -> list[Indexes]:
+        """What is copied under one savepoint each: everything at once, where no held rows are expected."""
+        if not self._careful or self._look_up_first or not len(fresh):
+            return [fresh]
+        return [fresh[start : start + PIECE_ROWS] for start in range(0, len(fresh), PIECE_ROWS)]
+
+    def _learn(self, fresh: Indexes, held: Mapping[int, int]) -> None:
+        """How the next batches are appended, after one of which some rows were held already."""
+        if not held:
+            self._careful = max(0, self._careful - 1)
+            return
+        places = np.flatnonzero(np.isin(fresh, np.fromiter(held, np.intp, len(held))))
+        self._careful = CAREFUL_BATCHES
+        met, pieces = len(np.unique(places // PIECE_ROWS)), -(-len(fresh) // PIECE_ROWS)
+        self._look_up_first = met > max(1, LOOK_UP_FIRST_RATIO * pieces)
 
     def _advance(self, part: Part, head: bytes) -> None:
         moved = self.connection.execute(
@@ -115,10 +135,21 @@ class Ledger:
                 "nothing was written"
             )
 
-    def _copy_new(self, batch: Batch, fresh: Indexes, copied: bytes) -> tuple[Indexes, dict[int, int]]:
+    def _copy_new(
+        self, batch: Batch, pieces: list[Indexes], copied: list[bytes]
+    ) -> tuple[Indexes, dict[int, int]]:
         """COPY the rows that the ledger does not hold; also row -> digest of those that it does."""
+        accepted: list[Indexes] = []
         held: dict[int, int] = {}
-        if self._look_up_first:
+        for piece, encoded in zip(pieces, copied, strict=True):
+            entered, found = self._copy_piece(batch, piece, encoded)
+            accepted.append(entered)
+            held |= found
+        return np.concatenate(accepted), held
+
+    def _copy_piece(self, batch: Batch, fresh: Indexes, copied: bytes) -> tuple[Indexes, dict[int, int]]:
+        held: dict[int, int] = {}
+        if self._careful and self._look_up_first:
             held = self._lookup(batch, fresh)
             if held:
                 fresh = _without(fresh, held)
