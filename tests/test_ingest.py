@@ -422,6 +422,23 @@ def test_a_batch_that_is_halved_counts_once(ready: Settings, database: psycopg.C
     assert database.execute("SELECT count(*) FROM source_stops").fetchone() == (0,), "9 events, 7 of them bad"
 
 
+def test_a_batch_stays_small_when_records_grow_all_at_once(
+    ready: Settings, database: psycopg.Connection[Any]
+) -> None:
+    at = NOW - timedelta(hours=1)
+    narrow = ready.model_copy(update={"batch_bytes_target": 8_192, "record_bytes_max": 16_384})
+    small = [[event(n, at)] for n in range(12)]
+    large = [[event(f"large {n} {m}", at) for m in range(8)] for n in range(24)]
+    produce(ready, small + large, partition=0)
+    ingest.work(narrow, until_idle=True)
+    assert outcome(database)["accepted"] == 12 + 24 * 8
+    sizes = [len(json.dumps(record)) for record in small + large]
+    assert sizes[-1] > 6 * sizes[0]
+    spans = database.execute("SELECT first_offset, next_offset FROM ingest_batches ORDER BY 1").fetchall()
+    assert max(sum(sizes[first:until]) for first, until in spans) <= 2 * narrow.batch_bytes_target
+    assert max(until - first for first, until in spans) > 1
+
+
 def test_a_topic_made_again_stops_the_worker_until_it_is_adopted(
     ready: Settings, database: psycopg.Connection[Any], kafka_admin: KafkaAdminClient
 ) -> None:
