@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -165,8 +166,12 @@ def _events(demo: Demo) -> str:
     with demo.working(f"inventing {demo.events:,} requests of a dozen customers"):
         workload = Workload(demo.day, demo.events, SEED)
         expected = workload.expectation()
+    caught_up = workload.caught_up(now())
+    expected = replace(
+        expected, lines=expected.lines + len(caught_up), accepted=expected.accepted + len(caught_up)
+    )
     with demo.working(f"sending {expected.lines:,} events, 100 in a record"):
-        send_lines(demo.settings, workload.lines(), "workload", raw=True)
+        send_lines(demo.settings, chain(workload.lines(), caught_up), "workload", raw=True)
     began = time.monotonic()
     with demo.working(f"{WORKERS} ingest workers read them into the ledger"):
         _ingest(demo)

@@ -4,6 +4,7 @@ The names are those of examples/catalog: three models of its own and a preview w
 `block-a`, provisioned throughput `ptu-west` at the provider `cirrus`, overflow on demand, a resold model.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -40,6 +41,9 @@ DUPLICATE_RATIO: Final = 0.005
 LATE_RATIO: Final = 0.005
 _MINUTES: Final = 1_440
 _LINES_AT_A_TIME: Final = 10_000
+#: The sources that the events come from, and when in the day each sends a heartbeat.
+SOURCES: Final = ("gateway/us-east", "gateway/us-west")
+_HEARTBEATS_MS: Final = np.arange(1, _MINUTES // 5 + 1, dtype=np.int64) * 300_000
 #: How many events of a day come from a customer that no catalog knows.
 UNKNOWN_CUSTOMER_EVENTS: Final = 7
 
@@ -71,7 +75,8 @@ class Expectation:
 def synthetic_day(day: date, events: int, seed: int) -> Iterator[bytes]:
     """Newline-delimited events of one UTC day, in the order of their arrival: `events` distinct ones.
 
-    Beside them come duplicates (the same bytes again), events that arrive hours late, and malformed lines.
+    Beside them come duplicates (the same bytes again), events that arrive hours late, malformed lines, and the
+    heartbeats of two sources.
     Deterministic in its three arguments.
     """
     return Workload(day, events, seed).lines()
@@ -90,6 +95,8 @@ class Workload:
         self._malformed = malformed_lines(day, self._random.bytes(10))
         self._order = self._arrivals()
         self._tails = np.frombuffer(self._random.bytes(10 * events), dtype=np.uint8).reshape(events, 10)
+        self._salt = self._random.bytes(10)
+        self._others = [line for line, _ in self._malformed] + self._heartbeats()
         self._render_profiles()
 
     def _make_requests(self, events: int) -> None:
@@ -194,9 +201,37 @@ class Workload:
         self.again = again.astype(np.int64)
         resent = arrival[self.again] + random.integers(1, 600_000, len(self.again))
         malformed = random.integers(0, _MINUTES * 60_000, len(self._malformed))
-        places = np.r_[np.arange(size), self.again, -1 - np.arange(len(self._malformed))]
-        in_time = np.argsort(np.r_[arrival, resent, malformed], kind="stable")
+        east = (self.product == ATLAS) | (self.overflow & ~self.meant_for_ptu)
+        self._complete_ms = [_complete_ms(arrival[chosen], self.ended_ms[chosen]) for chosen in (east, ~east)]
+        # the last heartbeats come when everything late has come
+        beats = np.tile(_HEARTBEATS_MS, len(SOURCES))
+        beats[_HEARTBEATS_MS.size - 1 :: _HEARTBEATS_MS.size] = 2 * _MINUTES * 60_000
+        places = np.r_[np.arange(size), self.again, -1 - np.arange(len(self._malformed) + len(beats))]
+        in_time = np.argsort(np.r_[arrival, resent, malformed, beats], kind="stable")
         return np.asarray(places[in_time], dtype=np.int64)
+
+    def _heartbeats(self) -> list[bytes]:
+        """Heartbeats of every source, one every few minutes of the day."""
+        return [
+            self._heartbeat(source, sequence, self._start_ms + made, self._start_ms + until)
+            for source, complete in zip(SOURCES, self._complete_ms, strict=True)
+            for sequence, (made, until) in enumerate(zip(_HEARTBEATS_MS.tolist(), complete, strict=True), 1)
+        ]
+
+    def _heartbeat(self, source: str, sequence: int, made_ms: int, until_ms: int) -> bytes:
+        name = f"{source} {sequence}".encode()
+        tail = hashlib.blake2b(self._salt + name, digest_size=10).digest()
+        (text,) = uuid7_texts(np.array([made_ms]), np.frombuffer(tail, dtype=np.uint8).reshape(1, 10))
+        made, until = (np.datetime_as_string(np.datetime64(at, "ms")) for at in (made_ms, until_ms))
+        return (
+            f'{{"specversion":"1.0","id":"{text}","type":"inference.heartbeat.v1","source":"{source}",'
+            f'"time":"{made}Z","data":{{"sequence":{sequence},"complete_until":"{until}Z"}}}}'
+        ).encode()
+
+    def caught_up(self, at: datetime) -> list[bytes]:
+        """The heartbeats that follow the stream, made at an instant: everything before it has been sent."""
+        at_ms = int(at.timestamp() * 1000)
+        return [self._heartbeat(source, _HEARTBEATS_MS.size + 1, at_ms, at_ms) for source in SOURCES]
 
     def lines(self) -> Iterator[bytes]:
         """The stream, one event a line, without line ends."""
@@ -204,7 +239,7 @@ class Workload:
             places = self._order[start : start + _LINES_AT_A_TIME]
             texts = iter(self._texts(places[places >= 0]))
             for place in places.tolist():
-                yield next(texts) if place >= 0 else self._malformed[-1 - place][0]
+                yield next(texts) if place >= 0 else self._others[-1 - place]
 
     def _texts(self, rows: Integers) -> list[bytes]:
         """Some rows as JSON; the same row always gives the same bytes."""
@@ -303,11 +338,20 @@ class Workload:
             rejected[code] = rejected.get(code, 0) + 1
         return Expectation(
             lines=len(self._order),
-            accepted=len(self.customer),
+            accepted=len(self.customer) + len(self._others) - len(self._malformed),
             duplicates=len(self.again),
             rejected=dict(sorted(rejected.items())),
             customers=totals,
         )
+
+
+def _complete_ms(arrival: Integers, ended: Integers) -> list[int]:
+    """For each heartbeat the time before which everything that ended had arrived when it was made."""
+    order = np.argsort(arrival, kind="stable")
+    missing = np.minimum.accumulate(ended[order][::-1])[::-1]
+    at = np.searchsorted(arrival[order], _HEARTBEATS_MS, side="right")
+    until = np.minimum(_HEARTBEATS_MS, np.r_[missing, _MINUTES * 60_000][at])
+    return [*until.tolist()[:-1], _MINUTES * 60_000]
 
 
 def _minute_profile(random: np.random.Generator) -> npt.NDArray[np.float64]:

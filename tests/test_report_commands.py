@@ -362,7 +362,7 @@ def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
     assert found["fold"]["state"] == "good"
     assert found["complete_until"] == {
         "state": "good", "at": "2026-11-21T20:52:30Z", "held_back_by_topic": "events",
-        "held_back_by_partition": 0,
+        "held_back_by_partition": 0, "held_back_by_source": None, "heard_until": None, "missing_heartbeats": None,
         "seen_until": "2026-11-21T21:02:30Z", "allowed_lateness_seconds": 600,
     }  # fmt: skip
     assert found["watermark"]["watermark_id"] == 1

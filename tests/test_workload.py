@@ -1,5 +1,6 @@
 """The synthetic day: repeatable, believable, and what the generator expects is what the decoder finds."""
 
+import json
 from datetime import UTC, date, datetime
 
 import polars as pl
@@ -10,10 +11,12 @@ from metering.events import DecodeLimits, RecordBytes, decode
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from sandbox.company import BLOCK_A_MINUTE, PTU_WEST_MINUTE
-from sandbox.workload import TOTALS, UNKNOWN_CUSTOMER_EVENTS, Workload, synthetic_day
+from sandbox.workload import SOURCES, TOTALS, UNKNOWN_CUSTOMER_EVENTS, Workload, synthetic_day
 
 DAY = date(2026, 10, 31)
 EVENTS = 20_000
+#: Two sources, one every five minutes.
+HEARTBEATS = 2 * 288
 LIMITS = DecodeLimits(4 * 1024 * 1024, 10_000, 300, 86_400, datetime(2026, 10, 31, tzinfo=UTC))
 APPENDED_AT = datetime(2026, 11, 1, 0, 10, tzinfo=UTC)
 
@@ -53,7 +56,7 @@ def test_the_same_arguments_give_the_same_bytes(workload: Workload, lines: list[
 def test_small_days(events: int) -> None:
     small = Workload(DAY, events, seed=1)
     assert len(list(small.lines())) == small.expectation().lines
-    assert small.expectation().accepted == events
+    assert small.expectation().accepted == events + HEARTBEATS
 
 
 def test_what_is_expected_is_what_is_found(
@@ -64,7 +67,7 @@ def test_what_is_expected_is_what_is_found(
     once = events.unique(["source", "event_id"])
     assert expected.lines == len(lines)
     assert expected.lines == expected.accepted + expected.duplicates + sum(expected.rejected.values())
-    assert (once.height, events.height - once.height) == (expected.accepted, expected.duplicates)
+    assert (once.height, events.height - once.height) == (expected.accepted - HEARTBEATS, expected.duplicates)
     assert dict(rejects.group_by("code").len().sort("code").rows()) == expected.rejected
     totals = once.group_by("customer").agg(
         pl.len().alias("events"),
@@ -117,6 +120,27 @@ def test_late_events_come_hours_after_their_time(lines: list[bytes]) -> None:
     late = (times.cum_max() - times).dt.total_hours()
     assert (late >= 2).sum() > EVENTS // 500
     assert (late >= 1).sum() < EVENTS // 50
+
+
+def test_heartbeats_tell_the_truth(workload: Workload, lines: list[bytes]) -> None:
+    """Whatever comes after a heartbeat ended no earlier than it said; its numbers have no gap."""
+    said: dict[str, tuple[int, str]] = {}
+    sent: set[bytes] = set()
+    for line in [*lines, *workload.caught_up(APPENDED_AT)]:
+        plain = json.loads(line) if line.startswith(b'{"specversion":"1.0","id":"01') else {}
+        if plain.get("type") == "inference.heartbeat.v1":
+            data, (sequence, _) = plain["data"], said.get(plain["source"], (0, ""))
+            assert data["sequence"] == sequence + 1
+            assert data["complete_until"] <= plain["time"]
+            said[plain["source"]] = (data["sequence"], data["complete_until"])
+        elif "data" in plain and "malformed" not in plain["data"]["request_id"] and line not in sent:
+            sent.add(line)
+            assert plain["time"].rstrip("Z") >= said.get(plain["source"], (0, ""))[1].rstrip("Z")
+    assert said == dict.fromkeys(SOURCES, (289, "2026-11-01T00:10:00.000Z"))
+    assert (
+        decode([RecordBytes(line, None, APPENDED_AT) for line in lines], limits=LIMITS).notices.height
+        == HEARTBEATS
+    )
 
 
 def test_pools_are_busy_and_sometimes_full() -> None:
