@@ -1,0 +1,1 @@
+"""Faults: each one injected on the real servers, seen to have struck, and survived with nothing lost or doubled."""

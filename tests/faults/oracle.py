@@ -1,0 +1,235 @@
+"""A generator of events with plain dictionaries of what must come of them, and the comparison with the ledger."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+from kafka import KafkaProducer
+
+from metering.events.identity import uuid7_text
+from metering.settings import Settings
+from metering.store import postgres
+from metering.store.verify import verify
+from tests.event_maker import instant_text
+from workers import fold
+
+#: What one accepted event must be in the ledger: occurred_at, customer, pool, uncached, cache read, output, reasoning.
+Content = tuple[datetime, str, str | None, int, int, int, int]
+
+SUMMED = ("requests", "uncached_input_tokens", "cache_read_tokens", "output_tokens", "reasoning_tokens")
+POISON = (
+    b"{",
+    b"\x00\x01\xff\xfe",
+    b'{"id": "\\ud800", "specversion": "1.0"}',
+    b'[{"id": "a", "data": NaN}]',
+    b"[" * 20_000,
+    b'{"id": "a", "id": "b", "time": 1e999999}',
+)
+
+
+class Traffic:
+    """Records for the partitions of a topic. Repeats of an event follow it in the same partition, so that the
+    first content is the one that stands.
+    """
+
+    def __init__(self, seed: int, partitions: int = 4, sources: int = 3) -> None:
+        self._random = random.Random(seed)
+        self._partitions = partitions
+        self._sources = sources
+        self._number = 0
+        self._sent: list[list[tuple[dict[str, Any], str]]] = [[] for _ in range(partitions)]
+        self.accepted: dict[tuple[str, str], Content] = {}
+        self.outcomes: Counter[str] = Counter()
+
+    def records(self, count: int, *, events: int = 50) -> Iterator[tuple[int, bytes]]:
+        """`count` records of about `events` each, with the partition of each; noted as if they had been sent."""
+        for _ in range(count):
+            partition = self._random.randrange(self._partitions)
+            if self._random.random() < 0.03:
+                self.outcomes["rejected"] += 1
+                yield partition, self._random.choice(POISON)
+                continue
+            made = [self._one(partition) for _ in range(self._random.randint(1, 2 * events))]
+            yield partition, json.dumps(made).encode()
+
+    def _one(self, partition: int) -> dict[str, Any]:
+        draw = self._random.random()
+        earlier = self._sent[partition]
+        if draw < 0.05 and earlier:
+            self.outcomes["duplicate"] += 1
+            return self._random.choice(earlier)[0]
+        if draw < 0.08 and earlier:
+            self.outcomes["conflict"] += 1
+            first = self._random.choice(earlier)[0]
+            counts = {**first["data"]["usage"], "output_tokens": first["data"]["usage"]["output_tokens"] + 1}
+            return {**first, "data": {**first["data"], "usage": counts}}
+        if draw < 0.10:
+            self.outcomes["rejected"] += 1
+            return self._bad()
+        made, content = self._good()
+        self.outcomes["accepted"] += 1
+        self.accepted[(made["source"], made["id"])] = content
+        if len(earlier) < 2_000 or self._random.random() < 0.1:
+            earlier.append((made, made["id"]))
+        return made
+
+    def _good(self) -> tuple[dict[str, Any], Content]:
+        """An event of some minute of the last days, mostly of the last hour."""
+        draw = self._random
+        self._number += 1
+        seconds = draw.uniform(60, 3_600) if draw.random() < 0.9 else draw.uniform(3_600, 20 * 86_400)
+        at = datetime.now(UTC) - timedelta(seconds=seconds)
+        at = at.replace(microsecond=at.microsecond // 1000 * 1000)
+        name = (
+            uuid7_text(at, draw.randbytes(10)) if draw.random() < 0.9 else f"plain-{draw.getrandbits(64):x}"
+        )
+        cached, fresh = draw.choice((0, 0, draw.randrange(5_000))), draw.randrange(1, 5_000)
+        visible, reasoning = draw.randrange(1, 2_000), draw.choice((0, draw.randrange(3_000)))
+        customer = f"customer-{draw.randrange(20)}"
+        pool = draw.choice((None, "north", "south"))
+        data: dict[str, Any] = {
+            "request_id": f"request-{self._number}",
+            "provider": "own",
+            "model_served": draw.choice(("lumen", "lumen-mini")),
+            "tier_served": "standard",
+            "usage_convention": "inclusive",
+            "usage": {
+                "input_tokens": fresh + cached,
+                "cache_read_tokens": cached,
+                "output_tokens": visible + reasoning,
+                "reasoning_tokens": reasoning,
+            },
+        }
+        if pool is not None:
+            data |= {"capacity_pool": pool, "ran_on": "pool"}
+        made = {
+            "specversion": "1.0",
+            "id": name,
+            "source": f"gateway-{draw.randrange(self._sources)}",
+            "type": "inference.usage.v1",
+            "subject": customer,
+            "time": instant_text(at),
+            "data": data,
+        }
+        return made, (at, customer, pool, fresh, cached, visible, reasoning)
+
+    def _bad(self) -> dict[str, Any]:
+        made, _ = self._good()
+        wrong = self._random.choice(("time", "future", "overflow", "contradiction", "id"))
+        if wrong == "time":
+            del made["time"]
+        elif wrong == "future":
+            made["time"] = instant_text(datetime.now(UTC) + timedelta(days=300))
+        elif wrong == "overflow":
+            made["data"]["usage"]["input_tokens"] = 2**62
+        elif wrong == "contradiction":
+            made["data"]["usage"]["cache_read_tokens"] = made["data"]["usage"]["input_tokens"] + 1
+        else:
+            made["id"] = "x" * 300
+        return made
+
+    def sums(self, minutes: int, *, pools: bool) -> dict[tuple[datetime, str], tuple[int, ...]]:
+        """Sums of what is accepted per span of `minutes` and customer, or pool (events without one left out)."""
+        summed: dict[tuple[datetime, str], tuple[int, ...]] = {}
+        for at, customer, pool, *counts in self.accepted.values():
+            if pools and pool is None:
+                continue
+            start = at.replace(minute=at.minute // minutes * minutes, second=0, microsecond=0)
+            key = (start, (pool or "") if pools else customer)
+            before = summed.get(key, (0,) * len(SUMMED))
+            summed[key] = tuple(a + b for a, b in zip(before, (1, *counts), strict=True))
+        return summed
+
+
+def send(settings: Settings, records: Iterable[tuple[int, bytes]], pause_seconds: float = 0.0) -> None:
+    """Send records to their partitions in order, each once; raises when the broker does not take one for minutes."""
+    import time
+
+    producer = KafkaProducer(
+        bootstrap_servers=settings.kafka_bootstrap,
+        enable_idempotence=True,
+        delivery_timeout_ms=300_000,
+        max_block_ms=300_000,
+        compression_type="lz4",
+    )
+    try:
+        sent = []
+        for partition, value in records:
+            sent.append(producer.send(settings.kafka_topic, value, partition=partition))
+            if pause_seconds:
+                time.sleep(pause_seconds)
+        producer.flush()
+        for future in sent:
+            future.get(timeout=300)
+    finally:
+        producer.close()
+
+
+def differences(
+    settings: Settings, database: psycopg.Connection[Any], traffic: Traffic, *, folded: bool = True
+) -> list[str]:
+    """What is not as the dictionaries say: ids, contents, outcomes; with `folded` sums of the rollups, the chain."""
+    found = []
+    kept: dict[tuple[str, str], Content] = {}
+    rows = 0
+    for source, name, *content in database.execute(
+        "SELECT s.source, CASE u.event_id WHEN '' THEN u.event_key::text ELSE u.event_id END, u.occurred_at, "
+        "e.customer, e.pool, u.uncached_input_tokens, u.cache_read_tokens, u.output_tokens, u.reasoning_tokens "
+        "FROM usage_events u JOIN sources s USING (source_id) JOIN series e USING (series_id) "
+        "WHERE u.event_type = 1"
+    ):
+        rows += 1
+        kept[(source, name)] = tuple(content)
+    if rows != len(kept):
+        found.append(f"{rows - len(kept)} ids stand twice in the ledger")
+    lost, made = traffic.accepted.keys() - kept.keys(), kept.keys() - traffic.accepted.keys()
+    if lost or made:
+        found.append(f"{len(lost)} events are lost ({sorted(lost)[:3]}), {len(made)} were never sent")
+    other = [key for key in kept.keys() & traffic.accepted.keys() if kept[key] != traffic.accepted[key]]
+    if other:
+        found.append(
+            f"{len(other)} events have another content: {kept[other[0]]}, not {traffic.accepted[other[0]]}"
+        )
+    names = ("accepted", "duplicate", "conflict", "rejected")
+    counted = database.execute(
+        f"SELECT {', '.join(f'coalesce(sum({name}), 0)::int' for name in names)}, coalesce(sum(received), 0)::int, "
+        "(SELECT count(*) FROM conflicts), (SELECT count(*) FROM rejects) FROM ingest_batches"
+    ).fetchone()
+    wanted = [traffic.outcomes[name] for name in names]
+    wanted += [sum(wanted), traffic.outcomes["conflict"], traffic.outcomes["rejected"]]
+    if list(counted or ()) != wanted:
+        found.append(f"outcomes {counted}, not {wanted} (of {names}, received, conflicts, rejects)")
+    if folded:
+        found += _rollup_differences(database, traffic)
+        with postgres.reading(settings) as connection:
+            found += [f"{c.name}: {c.difference}" for c in verify(connection, roots=True) if c.difference]
+    return found
+
+
+def _rollup_differences(database: psycopg.Connection[Any], traffic: Traffic) -> list[str]:
+    totals = ", ".join(f"sum({name})::bigint" for name in SUMMED)
+    quarters = f"SELECT quarter_start, customer, {totals} FROM usage_quarters JOIN series USING (series_id) GROUP BY 1, 2"
+    minutes = f"SELECT minute, pool, {totals} FROM pool_minutes GROUP BY 1, 2"
+    found = []
+    for name, query, wanted in (
+        ("usage_quarters", quarters, traffic.sums(15, pools=False)),
+        ("pool_minutes", minutes, traffic.sums(1, pools=True)),
+    ):
+        kept = {(start, who): tuple(sums) for start, who, *sums in database.execute(query)}
+        for key in sorted(kept.keys() | wanted.keys()):
+            if kept.get(key) != wanted.get(key):
+                found.append(f"{name} at {key}: {kept.get(key)}, not {wanted.get(key)}")
+                break
+    return found
+
+
+def settled(settings: Settings, database: psycopg.Connection[Any], traffic: Traffic) -> list[str]:
+    """Fold what there is, then compare everything; twice, so that it is seen that nothing moves."""
+    fold.run(until_idle=True, settings=settings)
+    first = differences(settings, database, traffic)
+    fold.run(until_idle=True, settings=settings)
+    return first or differences(settings, database, traffic)
