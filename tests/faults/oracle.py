@@ -15,7 +15,6 @@ from metering.settings import Settings
 from metering.store import postgres
 from metering.store.verify import verify
 from tests.event_maker import instant_text
-from workers import fold
 
 #: What one accepted event must be in the ledger: occurred_at, customer, pool, uncached, cache read, output, reasoning.
 Content = tuple[datetime, str, str | None, int, int, int, int]
@@ -225,11 +224,3 @@ def _rollup_differences(database: psycopg.Connection[Any], traffic: Traffic) -> 
                 found.append(f"{name} at {key}: {kept.get(key)}, not {wanted.get(key)}")
                 break
     return found
-
-
-def settled(settings: Settings, database: psycopg.Connection[Any], traffic: Traffic) -> list[str]:
-    """Fold what there is, then compare everything; twice, so that it is seen that nothing moves."""
-    fold.run(until_idle=True, settings=settings)
-    first = differences(settings, database, traffic)
-    fold.run(until_idle=True, settings=settings)
-    return first or differences(settings, database, traffic)

@@ -1,5 +1,6 @@
 """A TCP proxy between a worker and a server that delays, stalls, cuts, and swallows replies; it counts what it did."""
 
+import ctypes
 import selectors
 import socket
 import struct
@@ -8,11 +9,19 @@ import time
 from collections import Counter
 from types import TracebackType
 
+_SO_ATTACH_FILTER = 26
+#: BPF_RET | BPF_K with 0: of each packet keep nothing.
+_DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+
+
+def _drop_all() -> bytes:
+    return struct.pack("HL", 1, ctypes.addressof(_DROP_ALL))
+
 
 class Proxy:
     """Listens on loopback and passes everything on to `target`: (host, port), or the path of a Unix socket.
 
-    `hits` counts what was done to connections: passed, refused, cut, stalled, delayed, swallowed.
+    `hits` counts what was done to connections: passed, refused, cut, stalled, delayed, swallowed, blackholed.
     """
 
     def __init__(self, target: tuple[str, int] | str) -> None:
@@ -69,6 +78,18 @@ class Proxy:
     def swallow_reply_to(self, sent: bytes) -> None:
         """Pass on the next piece of a client that holds these bytes; drop the reply and cut the client off."""
         self._swallow = sent
+
+    def blackhole(self) -> int:
+        """Drop every packet of the open connections on their way in, so that not even TCP answers any more.
+
+        New connections pass. Returns how many there were.
+        """
+        with self._lock:
+            pairs = list(self._pairs.values())
+        for client, _ in pairs:
+            client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all())
+        self.hits["blackholed"] += len(pairs)
+        return len(pairs)
 
     def _reset(self, pair: tuple[socket.socket, socket.socket]) -> None:
         for one in pair:

@@ -11,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,7 @@ class Nursery:
         self._started: list[int] = []
         self._count = 0
         self._rest = b""
+        self._lock = threading.RLock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.worker"],
             cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
@@ -170,6 +172,10 @@ class Nursery:
 
     def start(self, arguments: Sequence[str], environment: dict[str, str], **faults: Any) -> Worker:
         """Fork a worker; `faults` are FAULTS_* variables in small letters, as JSON where they are not text."""
+        with self._lock:
+            return self._start(arguments, environment, faults)
+
+    def _start(self, arguments: Sequence[str], environment: dict[str, str], faults: dict[str, Any]) -> Worker:
         self._count += 1
         log = self._folder / f"worker-{self._count}.log"
         told = {
@@ -188,6 +194,10 @@ class Nursery:
 
     def listen(self, seconds: float) -> None:
         """Hear who started and who ended."""
+        with self._lock:
+            self._listen(seconds)
+
+    def _listen(self, seconds: float) -> None:
         assert self._process.stdout is not None
         handle = self._process.stdout.fileno()
         while select.select([handle], [], [], seconds)[0]:
