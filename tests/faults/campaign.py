@@ -126,6 +126,11 @@ class Campaign:
         keeper = threading.Thread(target=self._keep, args=(stopping,), daemon=True)
         keeper.start()
         self._stack.callback(lambda: (stopping.set(), keeper.join(30)))
+        self._say("waiting for the workers")
+        deadline = time.monotonic() + 180
+        while not all(worker and '"started"' in worker.said() for worker in self._slots.values()):
+            assert time.monotonic() < deadline, "the workers do not start"
+            time.sleep(0.2)
 
     def _look(self) -> psycopg.Connection[Any]:
         """A superuser's connection, not through the proxy."""

@@ -109,15 +109,15 @@ def test_a_damaged_batch_stops_the_worker_and_nothing_is_skipped(
     nothing_lost: Check,
 ) -> None:
     """One bit of the log is turned over on the broker's disk, and back again."""
-    send(ready, [(0, value) for _, value in traffic.records(4) if value.startswith(b"[{")])
+    records = list(traffic.records(4))
+    whole = [(0, value) for _, value in records if value not in POISON]
+    traffic.outcomes["rejected"] -= len(records) - len(whole)
+    send(ready, whole)
     segment = servers.folder / "kafka" / f"{ready.kafka_topic}-0" / ("0" * 20 + ".log")
     worker_said = _with_a_bit_turned(segment, lambda: _run_to_its_end(start))
     assert "cannot be read on from here" in worker_said
     assert "nothing was skipped" in worker_said
     assert one(database, "SELECT next_offset FROM stream_positions WHERE partition = 0") == 0
-    traffic.outcomes["rejected"] = (
-        one(database, "SELECT count(*) FROM rejects") or traffic.outcomes["rejected"]
-    )
     nothing_lost()
 
 
@@ -165,11 +165,11 @@ def test_a_codec_that_is_missing_stops_the_worker_by_name(
     admin.close()
     producer.send(ready.kafka_topic, value, partition=0).get(timeout=30)
     producer.close()
+    assert codec.has_zstd()
     with monkeypatch.context() as broken:
         broken.setattr("kafka.record.default_records.codecs.has_zstd", lambda: False)
         with pytest.raises(WrongWorld, match=r"(?i)zstd|codec"):
             ingest.work(ready, until_idle=True)
-    assert codec.has_zstd()
     assert one(database, "SELECT count(*) FROM ingest_batches") == 0
     ingest.work(ready, until_idle=True)
     assert one(database, "SELECT count(*) FROM usage_events") == 50

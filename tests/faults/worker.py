@@ -186,7 +186,7 @@ class Nursery:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self._started:
             assert time.monotonic() < deadline, "the nursery does not answer"
             self.listen(0.1)
