@@ -24,11 +24,11 @@ endef
 export ERASE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types imports migrations check bench fuzz clean
+.PHONY: help setup demo test faults lint format types imports migrations check bench fuzz clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nPYTHON=python3.12 chooses another Python (3.11 or newer); ARGS=... is handed to demo, test, bench and fuzz.\n'
+	@printf '\nPYTHON=python3.12 chooses another Python (3.11 or newer); ARGS=... is handed to demo, test, faults, bench and fuzz.\n'
 
 setup: $(VENV)/.for-development ## Make .venv with everything for development (once, a minute or two)
 	@:
@@ -38,6 +38,9 @@ demo: $(VENV)/.for-use ## The story: real servers, a day of events, margin, capa
 
 test: setup ## The whole test suite on a real Postgres and a real Kafka
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+faults: setup ## Half an hour of random faults over several workers, each round held against an oracle
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lint: setup ## ruff: mistakes and formatting
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 from pydantic import SecretStr
 
+from metering.errors import MeteringError, Unavailable
 from metering.settings import Settings, read_settings
 from metering.stream.topics import Admin
 from sandbox import kafka, postgres, processes, servers
@@ -49,6 +50,7 @@ QUICK: dict[str, Any] = {
     "retry_backoff_seconds_max": 1.0,
     "idle_refresh_seconds": 1.0,
     "fold_interval_seconds": 0.2,
+    "settle_interval_seconds": 0.2,
     "pin_interval_seconds": 20,
     "clock_skew_seconds": 0,
     "kafka_partitions": PARTITIONS,
@@ -69,7 +71,7 @@ class Campaign:
         self._servers = folder / "servers"
         self._servers_lock = threading.Lock()
         self._slots: dict[str, Worker | None] = {f"ingest {n + 1}": None for n in range(ingest_workers)}
-        self._slots["fold"] = None
+        self._slots |= {"settle": None, "fold": None}
         self._next: dict[str, dict[str, Any]] = {}
         self._asked: set[int] = set()
         self._keeping = threading.RLock()
@@ -81,6 +83,7 @@ class Campaign:
         self.rounds = 0
         self.drains: list[float] = []
         self._disk: SmallDisk | None = None
+        self._refused_writes = 0
 
     # ---- beginning and end -------------------------------------------------------------------------------
 
@@ -112,7 +115,6 @@ class Campaign:
         through = f"postgresql://{postgres.USER}@{self._to_postgres.address}/{postgres.DATABASE}"
         self._proxied = self._direct.model_copy(update={"database_url": SecretStr(through)})
         database = self._stack.enter_context(self._look())
-        shutil.rmtree(self._folder / "disk", ignore_errors=True)
         self._disk = self._stack.enter_context(mounted(self._folder / "disk", database, "small"))
         # the server lets go of the disk before it is unmounted
         self._stack.callback(lambda: postgres.stop(self._servers))
@@ -316,7 +318,7 @@ class Campaign:
             stopped = processes.stop(
                 postgres.NAME, postgres.pid_file(self._servers), ((number, 30.0), (signal.SIGKILL, 5.0))
             )
-            servers.up(self._servers, cache=self._cache)
+            self._up()
         return stopped
 
     def _restart_broker(self, number: signal.Signals) -> bool:
@@ -324,8 +326,17 @@ class Campaign:
             stopped = processes.stop(
                 kafka.NAME, kafka.pid_file(self._servers), ((number, 30.0), (signal.SIGKILL, 5.0))
             )
-            servers.up(self._servers, cache=self._cache)
+            self._up()
         return stopped
+
+    def _up(self) -> None:
+        for _ in range(3):
+            try:
+                servers.up(self._servers, cache=self._cache)
+                return
+            except Unavailable as error:
+                self._say(f"a server does not come up, trying again: {error}")
+        servers.up(self._servers, cache=self._cache)
 
     def _swallow(self, draw: random.Random) -> bool:
         before = self._to_postgres.hits["swallowed"]
@@ -365,9 +376,9 @@ class Campaign:
         with self._disk.full():
             time.sleep(draw.uniform(1.0, 4.0))
         log = (self._servers / "postgres.log").read_text(errors="replace")
-        struck = log.count("No space left on device") > self.hits["(messages of a full disk)"]
-        self.hits["(messages of a full disk)"] = log.count("No space left on device")
-        return struck
+        # the log begins anew with the server
+        before, self._refused_writes = self._refused_writes, log.count("No space left on device")
+        return self._refused_writes > before
 
     # ---- a round -----------------------------------------------------------------------------------------
 
@@ -457,9 +468,7 @@ class Campaign:
                 return {
                     p: values[ends[p] :] for p, values in enumerate(self._records) if ends[p] < len(values)
                 }
-            except Exception as error:
-                if type(error).__name__ not in ("Unavailable", "WrongWorld"):
-                    raise
+            except MeteringError:
                 time.sleep(0.3)
 
     def _drain(self) -> float | None:
@@ -477,13 +486,17 @@ class Campaign:
                     "SELECT 1 FROM ingest_batches LEFT JOIN fold_positions USING (intake_id) "
                     "WHERE sequence >= coalesce(next_sequence, 0) LIMIT 1"
                 ).fetchone()
-                if read and unfolded is None:
+                unsettled = database.execute(
+                    "SELECT (SELECT count(*) FROM voids) - (SELECT count(*) FROM settlements)"
+                ).fetchone()
+                if read and unfolded is None and unsettled == (0,):
                     return time.monotonic() - began
             time.sleep(0.2)
         return None
 
     def _standing(self) -> str:
-        with self._look() as database:
+        offsets: list[int] = []
+        with suppress(psycopg.Error), self._look() as database:
             offsets = [
                 row[0]
                 for row in database.execute("SELECT next_offset FROM stream_positions ORDER BY partition")
@@ -575,7 +588,7 @@ def _result(
 def _table(result: dict[str, Any]) -> str:
     events = result["events"]
     lines = [
-        f"Seed {result['seed']}, {result['workers']} ingest workers and a fold, {result['minutes']} minutes from "
+        f"Seed {result['seed']}, {result['workers']} ingest workers, settle and fold, {result['minutes']} minutes from "
         f"{result['began_at']}, {result['rounds']} rounds"
         + (" (interrupted)" if result["interrupted"] else "")
         + f": {events.get('accepted', 0):,} events to accept, {events.get('duplicate', 0):,} duplicates, "

@@ -15,7 +15,7 @@ from metering.settings import Settings
 from sandbox import servers
 from tests.faults.oracle import Traffic, differences, send
 from tests.faults.worker import Nursery, Worker
-from workers import fold, ingest, provision
+from workers import fold, ingest, provision, settle
 
 
 @pytest.fixture(scope="package")
@@ -109,6 +109,7 @@ def nothing_lost(ready: Settings, database: psycopg.Connection[Any], traffic: Tr
         seen = []
         for _ in range(2):
             ingest.work(calm, until_idle=True)
+            settle.run(until_idle=True, settings=calm)
             fold.run(until_idle=True, settings=calm)
             seen.append(
                 database.execute(

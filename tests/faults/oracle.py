@@ -42,6 +42,9 @@ class Traffic:
         self._number = 0
         self._sent: list[list[tuple[dict[str, Any], str]]] = [[] for _ in range(partitions)]
         self.accepted: dict[tuple[str, str], Content] = {}
+        self.voided: dict[tuple[str, str], str] = {}
+        self.voids = 0
+        self._voidable: list[tuple[str, str]] = []
         self.outcomes: Counter[str] = Counter()
 
     def records(self, count: int, *, events: int = 50) -> Iterator[tuple[int, bytes]]:
@@ -69,12 +72,35 @@ class Traffic:
         if draw < 0.10:
             self.outcomes["rejected"] += 1
             return self._bad()
+        if draw < 0.12 and self._voidable:
+            self.outcomes["accepted"] += 1
+            return self._void()
         made, content = self._good()
         self.outcomes["accepted"] += 1
+        self._voidable.append((made["source"], made["id"]))
         self.accepted[(made["source"], made["id"])] = content
         if len(earlier) < 2_000 or self._random.random() < 0.1:
             earlier.append((made, made["id"]))
         return made
+
+    def _void(self) -> dict[str, Any]:
+        """A void of an event of any partition, that may be read after it; sometimes a second one of the same."""
+        draw = self._random
+        if self.voided and draw.random() < 0.1:
+            target = draw.choice(list(self.voided))
+        else:
+            target = self._voidable.pop(draw.randrange(len(self._voidable)))
+            self.voided[target] = draw.choice(("charge", "both"))
+        self.voids += 1
+        at = datetime.now(UTC) - timedelta(seconds=draw.uniform(1, 60))
+        return {
+            "specversion": "1.0",
+            "id": uuid7_text(at, draw.randbytes(10)),
+            "source": "billing-desk",
+            "type": "inference.void.v1",
+            "time": instant_text(at),
+            "data": {"source": target[0], "id": target[1], "side": self.voided[target], "reason": "a test"},
+        }
 
     def _good(self) -> tuple[dict[str, Any], Content]:
         """An event of some minute of the last days, mostly of the last hour."""
@@ -132,10 +158,14 @@ class Traffic:
         return made
 
     def sums(self, minutes: int, *, pools: bool) -> dict[tuple[datetime, str], tuple[int, ...]]:
-        """Sums of what is accepted per span of `minutes` and customer, or pool (events without one left out)."""
+        """Sums of what counts per span of `minutes` and customer, or pool (events without one left out).
+
+        A void of side `charge` leaves the burn of its event where it is, one of side `both` does not.
+        """
         summed: dict[tuple[datetime, str], tuple[int, ...]] = {}
-        for at, customer, pool, *counts in self.accepted.values():
-            if pools and pool is None:
+        for identity, (at, customer, pool, *counts) in self.accepted.items():
+            voided = self.voided.get(identity)
+            if voided == "both" or (pools and pool is None) or (not pools and voided == "charge"):
                 continue
             start = at.replace(minute=at.minute // minutes * minutes, second=0, microsecond=0)
             key = (start, (pool or "") if pools else customer)
@@ -196,16 +226,39 @@ def differences(
     names = ("accepted", "duplicate", "conflict", "rejected")
     counted = database.execute(
         f"SELECT {', '.join(f'coalesce(sum({name}), 0)::int' for name in names)}, coalesce(sum(received), 0)::int, "
-        "(SELECT count(*) FROM conflicts), (SELECT count(*) FROM rejects) FROM ingest_batches"
+        "(SELECT count(*) FROM conflicts), (SELECT count(*) FROM rejects) "
+        "FROM ingest_batches JOIN stream_positions USING (intake_id) WHERE kind = 'kafka'"
     ).fetchone()
     wanted = [traffic.outcomes[name] for name in names]
     wanted += [sum(wanted), traffic.outcomes["conflict"], traffic.outcomes["rejected"]]
     if list(counted or ()) != wanted:
         found.append(f"outcomes {counted}, not {wanted} (of {names}, received, conflicts, rejects)")
     if folded:
+        found += _void_differences(database, traffic)
         found += _rollup_differences(database, traffic)
         with postgres.reading(settings) as connection:
             found += [f"{c.name}: {c.difference}" for c in verify(connection, roots=True) if c.difference]
+    return found
+
+
+def _void_differences(database: psycopg.Connection[Any], traffic: Traffic) -> list[str]:
+    """Every void is there once and settled once; every event that is voided is taken back once, and no other."""
+    found = []
+    row = database.execute(
+        "SELECT (SELECT count(*) FROM voids), (SELECT count(*) FROM settlements WHERE outcome = 'compensated'), "
+        "(SELECT count(*) FROM settlements WHERE outcome = 'second_void'), (SELECT count(*) FROM settlements)"
+    ).fetchone()
+    first = len(traffic.voided)
+    wanted = (traffic.voids, first, traffic.voids - first, traffic.voids)
+    if row != wanted:
+        found.append(f"voids, compensated, second voids, settled are {row}, not {wanted}")
+    taken_back = database.execute(
+        "SELECT s.source, CASE u.event_id WHEN '' THEN u.event_key::text ELSE u.event_id END "
+        "FROM usage_events u JOIN usage_events c ON c.event_key = u.event_key AND c.source_id = -u.source_id "
+        "JOIN sources s ON s.source_id = u.source_id WHERE u.source_id > 0"
+    ).fetchall()
+    if sorted(taken_back) != sorted(traffic.voided):
+        found.append(f"{len(taken_back)} events are taken back, not {first}")
     return found
 
 
@@ -218,7 +271,7 @@ def _rollup_differences(database: psycopg.Connection[Any], traffic: Traffic) -> 
         ("usage_quarters", quarters, traffic.sums(15, pools=False)),
         ("pool_minutes", minutes, traffic.sums(1, pools=True)),
     ):
-        kept = {(start, who): tuple(sums) for start, who, *sums in database.execute(query)}
+        kept = {(start, who): tuple(sums) for start, who, *sums in database.execute(query) if any(sums)}
         for key in sorted(kept.keys() | wanted.keys()):
             if kept.get(key) != wanted.get(key):
                 found.append(f"{name} at {key}: {kept.get(key)}, not {wanted.get(key)}")

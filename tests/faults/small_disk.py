@@ -51,7 +51,9 @@ class SmallDisk:
 @contextmanager
 def mounted(folder: Path, database: psycopg.Connection[Any], name: str) -> Iterator[SmallDisk | None]:
     """A small disk for a database's server on this machine; None where it may not be mounted (only root may)."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.path.ismount(folder):  # of a run that was killed
+        subprocess.run(["umount", "-l", str(folder)], check=True)
     if (
         os.geteuid() != 0
         or subprocess.run(
@@ -80,3 +82,4 @@ def mounted(folder: Path, database: psycopg.Connection[Any], name: str) -> Itera
             time.sleep(0.1)
         else:
             subprocess.run(["umount", "-l", str(folder)], check=False)
+        folder.rmdir()

@@ -15,14 +15,25 @@ from metering.settings import Settings
 from metering.store import postgres
 from metering.store.verify import verify
 from sandbox import servers
-from tests.event_maker import event, produce
+from tests.event_maker import event, event_id, instant_text, produce
 from tests.faults.conftest import journal_of
 from tests.faults.worker import Worker
-from workers import fold, ingest
+from workers import fold, ingest, settle
 
 AT = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
 LANES = 2
 NAMES = {"sources": "source_id", "projects": "project_id", "seats": "seat_id", "series": "series_id"}
+
+
+def void(name: str, source: str, target: str, side: str) -> dict[str, Any]:
+    return {
+        "specversion": "1.0",
+        "id": event_id(name, AT),
+        "source": source,
+        "type": "inference.void.v1",
+        "time": instant_text(AT),
+        "data": {"source": source, "id": target, "side": side, "reason": "a test"},
+    }
 
 
 class Ledger:
@@ -48,8 +59,18 @@ class Ledger:
             event("second", AT, usage__output_tokens=11),
             event(f"bad-{n}", AT, usage__output_tokens=-1),
             *(event(f"{n}-{m}", AT + timedelta(minutes=m), **named, **pool) for m in range(20)),
+            *(
+                void(
+                    f"void-{n}-{side}", named["source"], event_id(f"{n}-{m}", AT + timedelta(minutes=m)), side
+                )
+                for m, side in enumerate(("charge", "both"))
+            ),
         ]
         produce(self.settings, [made], partition=0)
+        self.note_names()
+
+    def note_names(self) -> None:
+        """What is there now is not taken back."""
         self.names = {
             table: self.one(f"SELECT coalesce(max({column}), 0) FROM {table}")
             for table, column in NAMES.items()
@@ -66,13 +87,16 @@ class Ledger:
         return row[0]
 
     def written(self) -> list[tuple[Any, ...]]:
-        """Everything that ingest writes, but for who owns the partitions."""
+        """Everything that ingest and settle write, but for names and who owns the positions."""
         rows: list[tuple[Any, ...]] = []
         for query in (
             "SELECT * FROM usage_events ORDER BY 1, 2",
             "SELECT * FROM rejects ORDER BY reject_id",
             "SELECT batch_id, event_key FROM conflicts ORDER BY 1, 2",
+            "SELECT * FROM voids ORDER BY 1, 2",
+            "SELECT * FROM settlements ORDER BY 1, 2",
             "SELECT * FROM ingest_batches ORDER BY 1",
+            "SELECT * FROM batch_sources ORDER BY 1, 2",
             "SELECT intake_id, next_offset, next_sequence, chain_head FROM stream_positions ORDER BY 1",
         ):
             rows += self.database.execute(query).fetchall()
@@ -88,14 +112,21 @@ class Ledger:
     def check(self) -> None:
         """Each batch is there once, with its neighbours' outcomes, and every chain and rollup holds."""
         ingest.work(self.settings, until_idle=True)
+        settle.run(until_idle=True, settings=self.settings)
         fold.run(until_idle=True, settings=self.settings)
         counts = self.database.execute(
-            "SELECT sum(accepted)::int, sum(duplicate)::int, sum(conflict)::int, sum(rejected)::int FROM ingest_batches"
-        ).fetchone()
-        assert counts == (2 + 20 * self.batches, self.batches, self.batches, self.batches)
-        assert self.one("SELECT count(DISTINCT (event_key, source_id)) FROM usage_events") == counts[0]
-        assert self.one("SELECT sum(requests)::int FROM usage_quarters") == counts[0]
-        assert self.one("SELECT sum(output_tokens)::int FROM usage_quarters") == 10 * counts[0]
+            "SELECT sum(accepted)::int, sum(duplicate)::int, sum(conflict)::int, sum(rejected)::int "
+            "FROM ingest_batches JOIN stream_positions USING (intake_id) GROUP BY kind ORDER BY kind"
+        ).fetchall()
+        n = self.batches
+        assert counts == [(2 + 22 * n, n, n, n), (2 * n, 0, 0, 0)], (
+            "of what Kafka brought, and of what was settled"
+        )
+        assert self.one("SELECT count(DISTINCT (event_key, source_id)) FROM usage_events") == 2 + 24 * n
+        assert self.one("SELECT sum(requests)::int FROM usage_quarters") == 2 + 18 * n
+        assert self.one("SELECT sum(output_tokens)::int FROM usage_quarters") == 10 * (2 + 18 * n)
+        # a charge that is taken back leaves the burn where it was
+        assert self.one("SELECT sum(requests)::int FROM pool_minutes") == 19 * n
         with postgres.reading(self.settings) as connection:
             assert [check.difference for check in verify(connection, roots=True) if check.difference] == []
 
@@ -132,6 +163,12 @@ def points_of(
     return points
 
 
+def commit_after(points: list[dict[str, Any]], statement: str) -> int:
+    """The number of the point before the COMMIT that follows a statement."""
+    first = next(n for n, p in enumerate(points) if p["statement"].startswith(statement))
+    return next(n for n, p in enumerate(points) if n > first and p["statement"] == "COMMIT")
+
+
 def shape(point: dict[str, Any]) -> tuple[str, str]:
     """A point without the numbers that differ from batch to batch."""
     return point["when"], re.sub(r"\d+", "n", point["statement"])
@@ -154,7 +191,7 @@ def logged(log: Path, since: int, backends: set[int]) -> list[str]:
     return told
 
 
-@pytest.mark.parametrize("worker", ["ingest", "fold"])
+@pytest.mark.parametrize("worker", ["ingest", "settle", "fold"])
 def test_every_statement_has_a_point_before_and_after_it(
     worker: str, ledger: Ledger, start: Start, servers: servers.Addresses, tmp_path: Path
 ) -> None:
@@ -187,7 +224,7 @@ def test_every_statement_has_a_point_before_and_after_it(
     copied = [p["statement"].split()[1] for p in points if p["when"] == "inside"]
     if worker == "ingest":
         # the first is refused for the event that is there already
-        assert copied == ["usage_events", "usage_events", "rejects", "conflicts"]
+        assert copied == ["usage_events", "usage_events", "rejects", "conflicts", "voids"]
     assert [p["statement"] for p in points if p["when"] == "before"].count("COMMIT") >= 1
 
 
@@ -197,8 +234,7 @@ def test_ingest_dies_at_every_point_and_all_or_nothing_is_written(
 ) -> None:
     ledger.send_batch()
     points = points_of(start, ledger, "ingest", tmp_path / "whole")
-    number_of_commit = [n for n, p in enumerate(points) if p["statement"] == "COMMIT"][-2]
-    assert points[number_of_commit]["when"] == "before"
+    number_of_commit = commit_after(points, "INSERT INTO ingest_batches")
     struck = 0
     for number in range(lane, len(points), LANES):
         if ledger.one("SELECT next_offset FROM stream_positions WHERE partition = 0") == 1 + ledger.batches:
@@ -217,34 +253,45 @@ def test_ingest_dies_at_every_point_and_all_or_nothing_is_written(
     assert ledger.written() == once
 
 
-def test_the_fold_dies_at_every_point_and_all_or_nothing_is_written(
-    ledger: Ledger, start: Start, tmp_path: Path
+@pytest.mark.parametrize("worker", ["settle", "fold"])
+def test_settle_and_fold_die_at_every_point_and_all_or_nothing_is_written(
+    worker: str, ledger: Ledger, start: Start, tmp_path: Path
 ) -> None:
+    last = {"settle": "INSERT INTO ingest_batches", "fold": "INSERT INTO fold_positions"}[worker]
+    state = {"settle": ledger.written, "fold": ledger.folded}[worker]
+
     def one_more() -> None:
         ledger.send_batch()
         ingest.work(ledger.settings, until_idle=True)
+        if worker == "fold":
+            settle.run(until_idle=True, settings=ledger.settings)
+        else:
+            ledger.note_names()
 
+    # what is done only once in a while is done
+    settle.run(until_idle=True, settings=ledger.settings)
     fold.run(until_idle=True, settings=ledger.settings)
     one_more()
-    points = points_of(start, ledger, "fold", tmp_path / "whole")
-    first = next(n for n, p in enumerate(points) if p["statement"].startswith("INSERT INTO fold_positions"))
-    commit = next(n for n, p in enumerate(points) if n > first and p["statement"] == "COMMIT")
+    points = points_of(start, ledger, worker, tmp_path / "whole")
+    commit = commit_after(points, last)
     struck, waiting = 0, False
     for number in range(len(points)):
         if not waiting:
             one_more()
-        before = ledger.folded()
-        passed = points_of(start, ledger, "fold", tmp_path / f"at-{number}", at=[[f"#{number}", "kill"]])
+        if worker == "settle":
+            ledger.forget_names()
+        before = state()
+        passed = points_of(start, ledger, worker, tmp_path / f"at-{number}", at=[[f"#{number}", "kill"]])
         assert [shape(p) for p in passed] == [shape(p) for p in points[: number + 1]]
         struck += passed[-1]["struck"] == ["kill"]
-        wrote = ledger.folded() != before
+        wrote = state() != before
         assert wrote == (number > commit), f"killed {passed[-1]['when']} {passed[-1]['statement']}"
         waiting = not wrote
     assert struck == len(points), "a worker was not killed where it was to be"
     ledger.check()
-    once = ledger.folded()
+    once = state()
     ledger.check()
-    assert ledger.folded() == once
+    assert state() == once
 
 
 def test_the_sign_of_death_is_the_kill(ledger: Ledger, start: Start) -> None:

@@ -1,6 +1,6 @@
 """The test build of the workers: as they are, with a failpoint around everything that they send.
 
-python -m tests.faults.worker ingest|fold [--until-idle]    one worker
+python -m tests.faults.worker ingest|settle|fold [--until-idle]    one worker
 python -m tests.faults.worker                               a nursery: it has everything imported, and forks
                                                             a worker for each line of JSON that it reads
 """
@@ -26,11 +26,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def run(arguments: Sequence[str]) -> None:
     """Run one worker of this process."""
     from metering.settings import settings
-    from workers import fold, ingest
+    from workers import fold, ingest, settle
     from workers.loop import configure_logging
 
     workers: dict[str, Callable[[bool], object]] = {
         "ingest": lambda until_idle: ingest.work(settings(), until_idle=until_idle),
+        "settle": lambda until_idle: settle.run(until_idle, settings()),
         "fold": lambda until_idle: fold.run(until_idle, settings()),
     }
     settings.cache_clear()
@@ -59,7 +60,8 @@ def _run_and_exit(arguments: Sequence[str]) -> None:
 def _serve() -> None:
     """Fork a worker for each request, and tell how the children end, until stdin closes."""
     import workers.fold
-    import workers.ingest  # noqa: F401
+    import workers.ingest
+    import workers.settle  # noqa: F401
 
     children: set[int] = set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
