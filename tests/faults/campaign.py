@@ -83,7 +83,6 @@ class Campaign:
         self.rounds = 0
         self.drains: list[float] = []
         self._disk: SmallDisk | None = None
-        self._refused_writes = 0
 
     # ---- beginning and end -------------------------------------------------------------------------------
 
@@ -221,7 +220,7 @@ class Campaign:
         picked = self._pick(draw)
         if picked is not None:
             with self._keeping:
-                count, most = ("poll", 120) if picked[0].startswith("ingest") else ("start", 400)
+                count, most = ("^poll$", 120) if picked[0].startswith("ingest") else ("advisory_lock", 400)
                 self._next[picked[0]] = {"at": [[f"#{draw.randrange(most)}", "kill"]], "count": count}
             self._end(picked[1], signal.SIGTERM)
         return False
@@ -373,12 +372,11 @@ class Campaign:
 
     def _fill_disk(self, draw: random.Random) -> bool:
         assert self._disk is not None
+        log = self._servers / "postgres.log"
+        before = log.read_text(errors="replace").count("No space left on device")
         with self._disk.full():
             time.sleep(draw.uniform(1.0, 4.0))
-        log = (self._servers / "postgres.log").read_text(errors="replace")
-        # the log begins anew with the server
-        before, self._refused_writes = self._refused_writes, log.count("No space left on device")
-        return self._refused_writes > before
+        return log.read_text(errors="replace").count("No space left on device") > before
 
     # ---- a round -----------------------------------------------------------------------------------------
 
@@ -436,28 +434,26 @@ class Campaign:
                 struck.append(name)
 
     def _send(self, until: float) -> None:
-        """Send what is not in the log yet, in order, spread over the round; again and again until all of it is."""
-        while True:
-            waiting = self._unsent()
-            count = sum(map(len, waiting.values()))
-            if not count:
-                return
+        """Send what is not in the log yet, one record after the other, spread over the round, until all of it is."""
+        while waiting := self._unsent():
             producer = None
             try:
                 producer = KafkaProducer(
-                    bootstrap_servers=self._direct.kafka_bootstrap, enable_idempotence=True,
-                    compression_type="lz4", max_block_ms=30_000, delivery_timeout_ms=60_000,
-                )  # fmt: skip
-                pause = max(0.0, until - time.monotonic()) / count
+                    bootstrap_servers=self._direct.kafka_bootstrap,
+                    enable_idempotence=True,
+                    compression_type="lz4",
+                    max_block_ms=60_000,
+                    delivery_timeout_ms=60_000,
+                )
+                pause = max(0.0, until - time.monotonic()) / sum(map(len, waiting.values()))
                 for partition, value in _interleaved(waiting):
-                    producer.send(self._direct.kafka_topic, value, partition=partition)
+                    producer.send(self._direct.kafka_topic, value, partition=partition).get(timeout=90)
                     time.sleep(pause)
-                producer.flush(timeout=60)
             except KafkaError:
                 time.sleep(0.5)
             finally:
                 if producer is not None:
-                    producer.close(timeout=10)
+                    _close(producer)
 
     def _unsent(self) -> dict[int, list[bytes]]:
         """By the log's own ends: what an interrupted producer got through is not sent again."""
@@ -511,6 +507,16 @@ class Campaign:
     def events(self) -> Counter[str]:
         """What was sent, by how it must end."""
         return self._traffic.outcomes
+
+
+def _close(producer: KafkaProducer) -> None:
+    """Close a producer for certain: one whose flush fails would go on sending."""
+    try:
+        producer.close(timeout=10)
+    except KafkaError:
+        producer._sender.force_close()
+        producer._sender.join(60)
+        producer._closed = True
 
 
 def _interleaved(waiting: dict[int, list[bytes]]) -> list[tuple[int, bytes]]:

@@ -5,7 +5,7 @@ the consumer one after a poll that brought records and around the advisory commi
 said by the environment of the process:
 
     FAULTS_JOURNAL   a file that gets a JSON line for every point, written before anything happens there
-    FAULTS_COUNT     from where on points are numbered: start (the default), or poll: the first one with records
+    FAULTS_COUNT     points are numbered from the first one on in whose statement this regular expression is found
     FAULTS_AT        JSON [[where, action], ...]; `where` is #NUMBER or a regular expression that is searched in
                      "WHEN STATEMENT"; each rule strikes once. Actions: kill, stop, raise, sleep SECONDS
     FAULTS_KAFKA     host:port to which every connection to Kafka goes instead
@@ -37,16 +37,15 @@ class _Points:
     def __init__(self) -> None:
         rules = json.loads(os.environ.get("FAULTS_AT", "[]"))
         self._rules = [(where, action) for where, action in rules]
-        self._number = 0 if os.environ.get("FAULTS_COUNT", "start") == "start" else None
+        self._number: int | None = None
+        self._count_from = os.environ.get("FAULTS_COUNT", "")
         path = os.environ.get("FAULTS_JOURNAL")
         self._journal = None if path is None else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def count_from_here(self) -> None:
-        if self._number is None:
-            self._number = 0
-
     def pass_by(self, when: str, statement: str | bytes, backend: int | None = None) -> None:
         text = " ".join((statement.decode() if isinstance(statement, bytes) else statement).split())
+        if self._number is None and re.search(self._count_from, text):
+            self._number = 0
         number = self._number
         if number is not None:
             self._number = number + 1
@@ -221,7 +220,6 @@ def _install_kafka() -> None:
     def polled(self: Any, **options: Any) -> Any:
         fetched = poll(self, **options)
         if any(part.records for part in fetched):
-            _at().count_from_here()
             _at().pass_by("after", "poll")
         return fetched
 

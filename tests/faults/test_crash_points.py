@@ -22,6 +22,8 @@ from workers import fold, ingest, settle
 
 AT = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
 LANES = 2
+#: From where on the points of a worker are numbered: before that it only connects.
+COUNTED = {"ingest": "^poll$", "settle": "pg_try_advisory_lock", "fold": "pg_try_advisory_lock"}
 NAMES = {"sources": "source_id", "projects": "project_id", "seats": "seat_id", "series": "series_id"}
 
 
@@ -149,7 +151,7 @@ def points_of(
         "--until-idle",
         settings=own,
         journal=str(journal),
-        count="poll" if worker == "ingest" else "start",
+        count=COUNTED[worker],
         **faults,
     )
     done.wait()
@@ -275,7 +277,7 @@ def test_settle_and_fold_die_at_every_point_and_all_or_nothing_is_written(
     points = points_of(start, ledger, worker, tmp_path / "whole")
     commit = commit_after(points, last)
     struck, waiting = 0, False
-    for number in range(len(points)):
+    for number in range(commit + 2):
         if not waiting:
             one_more()
         if worker == "settle":
@@ -287,7 +289,14 @@ def test_settle_and_fold_die_at_every_point_and_all_or_nothing_is_written(
         wrote = state() != before
         assert wrote == (number > commit), f"killed {passed[-1]['when']} {passed[-1]['statement']}"
         waiting = not wrote
-    assert struck == len(points), "a worker was not killed where it was to be"
+    # what comes after the COMMIT comes also when there was nothing to do
+    idle, before = points_of(start, ledger, worker, tmp_path / "idle"), state()
+    for number in range(len(idle)):
+        passed = points_of(start, ledger, worker, tmp_path / f"idle-{number}", at=[[f"#{number}", "kill"]])
+        assert [shape(p) for p in passed] == [shape(p) for p in idle[: number + 1]]
+        struck += passed[-1]["struck"] == ["kill"]
+        assert state() == before
+    assert struck == commit + 2 + len(idle), "a worker was not killed where it was to be"
     ledger.check()
     once = state()
     ledger.check()
