@@ -135,9 +135,10 @@ def journal_of(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def own_servers(tmp_path: Path, cache_folder: Path) -> Iterator[servers.Addresses]:
+def own_servers(servers_folder: Path, cache_folder: Path) -> Iterator[servers.Addresses]:
     """Servers of this test alone, which it may stop and break."""
-    folder = tmp_path / "servers"
+    folder = servers_folder.with_name(f"{servers_folder.name}-own")
+    servers.down(folder, erase=True)
     yield servers.up(folder, cache=cache_folder)
     servers.down(folder, erase=True)
 

@@ -99,7 +99,7 @@ def test_the_disk_of_the_ledger_is_full_for_a_while(
             start.kill()
             for (table,) in database.execute(
                 "SELECT oid::regclass::text FROM pg_class WHERE reltablespace = "
-                "(SELECT oid FROM pg_tablespace WHERE spcname = %s) ORDER BY relkind DESC",
+                "(SELECT oid FROM pg_tablespace WHERE spcname = %s) AND relnamespace = 'public'::regnamespace",
                 (name,),
             ).fetchall():
                 kind = "INDEX" if _is_index(database, table) else "TABLE"
