@@ -17,6 +17,8 @@ from tests.faults.small_disk import mounted
 from tests.faults.worker import Nursery, Worker
 from workers import fold, ingest, provision, settle
 
+#: How many records of the topic were read; settle has batches of its own.
+RECORDS = "SELECT coalesce(sum(records), 0) FROM ingest_batches JOIN stream_positions USING (intake_id) WHERE kind = 'kafka'"
 RESTARTS = {
     "Postgres, fast": (postgres.NAME, postgres.pid_file, signal.SIGINT),
     "Postgres, immediate": (postgres.NAME, postgres.pid_file, signal.SIGQUIT),
@@ -39,7 +41,7 @@ def test_servers_are_restarted_under_the_workers(
     def read() -> int:
         try:
             with psycopg.connect(own_servers.database_url) as connection:
-                row = connection.execute("SELECT coalesce(sum(records), 0) FROM ingest_batches").fetchone()
+                row = connection.execute(RECORDS).fetchone()
             return int(row[0]) if row else 0
         except psycopg.OperationalError:
             return -1
@@ -120,6 +122,6 @@ def _batches(database: psycopg.Connection[Any]) -> int:
 
 
 def _records(database: psycopg.Connection[Any]) -> int:
-    row = database.execute("SELECT coalesce(sum(records), 0) FROM ingest_batches").fetchone()
+    row = database.execute(RECORDS).fetchone()
     assert row is not None
     return int(row[0])
