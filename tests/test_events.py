@@ -520,6 +520,8 @@ def test_bounds_of_a_record() -> None:
     assert codes(b"[{},{},{}]") == ["too_many_events"]
     assert codes(b"[{},NaN,{}]") == ["too_many_events"]
     assert codes(b"{}\n{}\n\n{}") == ["too_many_events"]
+    # of an array of millions no more than one too many are ever held
+    assert wire.elements_of(b"[" + b"0," * 500_000 + b"{}]", 2) == [b"0"] * 3
 
 
 def test_many_records_keep_their_places() -> None:

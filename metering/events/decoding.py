@@ -191,9 +191,7 @@ def pieces_of(record: RawRecord) -> list[bytes]:
 def _too_many(count: int, limits: DecodeLimits) -> Fault | None:
     if count <= limits.record_events_max:
         return None
-    detail = (
-        f"the record holds {count} events, at most {limits.record_events_max} are allowed; send smaller ones"
-    )
+    detail = f"the record holds more than {limits.record_events_max} events; send smaller ones"
     return Fault(RejectCode.TOO_MANY_EVENTS, None, detail)
 
 
@@ -210,7 +208,7 @@ def _read_array(read: _Read, number: int, value: bytes, limits: DecodeLimits) ->
                 read.drop(event.source, unknown)
         read.columns.add(number, events, range(len(events)))
         return None
-    pieces = wire.elements_of(value)
+    pieces = wire.elements_of(value, limits.record_events_max)
     if pieces is None:
         return wire.outline_fault(value)
     if (fault := _too_many(len(pieces), limits)) is None:

@@ -1,6 +1,7 @@
 """Events as they travel: the typed shape of one event, the forms of a record, what is wrong with bytes."""
 
 import re
+import sys
 from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
@@ -310,16 +311,22 @@ def lines_of(value: bytes) -> list[bytes]:
 _TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},"]', re.DOTALL)
 
 
-def elements_of(value: bytes) -> list[bytes] | None:
+#: An array with more commas may hold more elements than anybody wants to see at once in memory.
+_COMMAS_MAX: Final = 400_000
+
+
+def elements_of(value: bytes, elements_max: int = sys.maxsize) -> list[bytes] | None:
     """The elements of a JSON array, each as its bytes; None if the bytes are not an array in outline.
 
     A reader of brackets and strings only: it neither recurses nor looks inside, so that an element that is
-    not JSON, or nested without end, leaves its neighbours alone.
+    not JSON, or nested without end, leaves its neighbours alone. A long array is read no further than to the
+    element that is one too many.
     """
-    try:
-        return [bytes(element) for element in _decode_raw_array(value)]
-    except BAD_BYTES:
-        pass
+    if value.count(b",") <= _COMMAS_MAX:
+        try:
+            return [bytes(element) for element in _decode_raw_array(value)]
+        except BAD_BYTES:
+            pass
     elements, depth, start, closed = [], 0, 0, -1
     for token in _TOKENS.finditer(value):
         sign = token.group()
@@ -339,6 +346,8 @@ def elements_of(value: bytes) -> list[bytes] | None:
         elif sign == b"," and depth == 1:
             elements.append(value[start : token.start()].strip(WHITE))
             start = token.end()
+            if len(elements) > elements_max:
+                return elements
         if depth < 0:
             return None
     if closed < 0 or value[closed:].strip(WHITE):
