@@ -23,7 +23,7 @@ from workers import fold, settle
 from workers.exporting import export_period
 from workers.reports import MARGIN_BY, UNRATED_BY, capacity_report, margin_report
 
-MONTH, DAY = parse_period("2026-11"), parse_period("2026-11-21")
+PERIOD = parse_period("2026-11-20..2026-11-23")
 POOLED = {"pool": "block", "ran_on": "pool"}
 
 
@@ -58,16 +58,14 @@ def event(name: str, at: str, tokens: tuple[int, int], **more: object) -> Event:
 
 
 def reports(settings: Settings, as_of: int | None, folder: Path) -> dict[str, bytes]:
-    """Every report of the month in every form it comes in, and the files of an export: name -> bytes."""
+    """Every report of the period in every form it comes in, and the files of an export: name -> bytes."""
     found: dict[str, bytes] = {}
     folder.mkdir()
     with postgres.reading(settings) as connection:
-        margin = margin_report(connection, settings, MONTH, as_of)
-        capacity = capacity_report(connection, settings, MONTH, as_of)
-        day = capacity_report(connection, settings, DAY, as_of)
+        margin = margin_report(connection, settings, PERIOD, as_of)
+        capacity = capacity_report(connection, settings, PERIOD, as_of)
     made = {f"margin by {by}": margin.by(by) for by in (*MARGIN_BY, ",".join(MARGIN_BY))}
-    made |= {f"capacity by {by}": capacity.by(by) for by in ("pool", "day")}
-    made |= {f"capacity by {by}": day.by(by) for by in ("hour", "minute")}
+    made |= {f"capacity by {by}": capacity.by(by) for by in ("pool", "day", "hour", "minute")}
     made |= {"usage": margin.usage(), "unrated": margin.unrated_by()}
     made["unrated by all"] = margin.unrated_by(",".join(UNRATED_BY))
     for name, report in made.items():
@@ -79,7 +77,7 @@ def reports(settings: Settings, as_of: int | None, folder: Path) -> dict[str, by
         tables.show(report, page)
         found[f"{name}, table"] = page.getvalue().encode()
     if as_of is not None:
-        done = export_period(settings, folder / "export", MONTH, as_of)
+        done = export_period(settings, folder / "export", PERIOD, as_of)
         found |= {f"export, {name}": (folder / "export" / name).read_bytes() for name in done.exported.files}
     return found
 
@@ -141,7 +139,7 @@ def test_what_was_pinned_is_the_same_bytes_for_ever_and_on_a_restored_cluster(
         second,
         [
             event("g", "21T10:00", (3_000_000, 1), **POOLED),
-            event("h", "02T00:00", (40_000, 1), customer="late-co"),
+            event("h", "20T00:00", (40_000, 1), customer="late-co"),
             event("i", "21T22:00", (40_000, 1), **POOLED),
             event("void a", "21T20:00", (0, 0), voids="a", side="charge"),
             event("void b", "21T20:00", (0, 0), voids="b", side="both"),
