@@ -5,23 +5,32 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from rich.console import Console
 
-from bench import batch_index, ingesting, ledger, margin
-from bench.measures import Measure, machine_facts, print_table, say, write_json
+from bench import batch_index, freshness, growing, ingesting, ledger, margin, memory, scaling
+from bench.measures import (
+    Measure,
+    Results,
+    machine_facts,
+    markdown,
+    measured_table,
+    print_table,
+    say,
+    write_json,
+)
 from bench.servers import Ground, started
 from bench.stream import Stream
 from metering.errors import BadInput, MeteringError
 
 SERVERS_FOLDER: Final = Path("var/bench-sandbox")
 RESULTS: Final = Path("var/bench/latest.json")
-PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin", "batch-index", "profile")
-_DEFAULT_PARTS: Final = PARTS[:-2]
-
+_DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin")
+#: Those that take long, or that only a change of the program asks for.
+PARTS: Final = (*_DEFAULT_PARTS, "grow", "freshness", "scaling", "memory", "batch-index", "profile")
 
 #: Parts that need a ledger with a clean stream in it.
 _ON_CLEAN: Final = frozenset({"ingest", "duplicates", "fold", "verify", "batch-index"})
@@ -36,18 +45,36 @@ class Scale:
     rounds: int
     margin_rows: int
     margin_customers: int
+    grow_to: int
+    backlog: int
+    largest_records: int
+    fresh_seconds: float
 
 
 SCALES: Final = {
-    "small": Scale(400_000, 200_000, 1, 500_000, 1_000),
-    "full": Scale(1_000_000, 300_000, 3, 5_000_000, 10_000),
+    "small": Scale(400_000, 200_000, 1, 500_000, 1_000, 2_000_000, 1_000_000, 60, 10.0),
+    "full": Scale(1_000_000, 300_000, 3, 5_000_000, 10_000, 50_000_000, 5_000_000, 400, 30.0),
 }
 #: Shares of events that come twice, with 100 events a record.
-DUPLICATES: Final = ((0.0001, "0.01 %"), (0.01, "1 %"))
+DUPLICATES: Final = ((0.0001, "0.01 %"), (0.01, "1 %"), (0.1, "10 %"), (1.0, "100 %"))
 
 
-def measure(ground: Ground, parts: Sequence[str], scale: Scale) -> list[Measure]:
-    """All that needs servers, in one run; every ingest has its raw COPY right after it."""
+def measure(ground: Ground, parts: Sequence[str], scale: Scale) -> Results:
+    """All that needs servers, in one run."""
+    results = Results(_on_clean(ground, parts, scale))
+    if "grow" in parts:
+        results.add(growing.grow_results(ground, SERVERS_FOLDER, scale.grow_to, say))
+    if "freshness" in parts:
+        results.add(freshness.freshness_results(ground, scale.events, scale.fresh_seconds, say))
+    if "scaling" in parts:
+        results.add(scaling.scaling_results(ground, scale.events, say))
+    if "memory" in parts:
+        results.add(memory.memory_results(ground, scale.backlog, scale.largest_records, say))
+    return results
+
+
+def _on_clean(ground: Ground, parts: Sequence[str], scale: Scale) -> list[Measure]:
+    """Ingest, and what is read from its ledger; every ingest has its raw COPY right after it."""
     measures: list[Measure] = []
     with ExitStack() as open_databases:
         clean: list[ingesting.Comparison] = []
@@ -138,16 +165,24 @@ def _arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="ingest runs with their raw COPY; the median counts"
     )
+    parser.add_argument("--grow-to", type=int, metavar="N", help="events of the ledger that grows")
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables as Markdown, ready for a document"
+    )
     return parser.parse_args(given)
 
 
 def _scale(arguments: argparse.Namespace) -> Scale:
     scale = SCALES[arguments.scale]
-    events, rounds = arguments.events or scale.events, arguments.rounds or scale.rounds
-    if events < 1 or rounds < 1:
-        raise BadInput(f"--events {events} and --rounds {rounds} must be at least 1")
-    lone = scale.lone_events if arguments.events is None else max(1, events // 3)
-    return Scale(events, lone, rounds, scale.margin_rows, scale.margin_customers)
+    given = {"events": arguments.events, "rounds": arguments.rounds, "grow_to": arguments.grow_to}
+    given = {name: value for name, value in given.items() if value is not None}
+    least = {"grow_to": 20_000}
+    for name, value in given.items():
+        if value < least.get(name, 1):
+            raise BadInput(f"--{name.replace('_', '-')} {value} must be at least {least.get(name, 1):,}")
+    if "events" in given:
+        given["lone_events"] = max(1, given["events"] // 3)
+    return replace(scale, **given)
 
 
 def _parts(only: str | None) -> list[str]:
@@ -164,22 +199,26 @@ def main(given: Sequence[str] | None = None) -> None:
     parts, scale = _parts(arguments.only), _scale(arguments)
     console = Console(width=None if sys.stdout.isatty() else 140)
     began = time.monotonic()
-    facts, measures = machine_facts(), []
+    facts, results = machine_facts(), Results()
     if set(parts) - {"margin"}:
         with started(SERVERS_FOLDER, say) as ground:
             facts.append(ground.version())
-            measures += measure(ground, parts, scale)
+            results.add(measure(ground, parts, scale))
             if "profile" in parts:
                 print_profile(ground, scale, console)
     if "margin" in parts:
-        measures += margin.margin_measures(scale.margin_rows, scale.margin_customers, say)
-    if not measures:
+        results.measures += margin.margin_measures(scale.margin_rows, scale.margin_customers, say)
+    if not results.measures:
         return
-    for fact in facts:
-        console.print(fact, highlight=False)
-    console.print()
-    print_table(console, measures)
-    write_json(RESULTS, measures)
+    tables = [measured_table(results.measures), *results.tables]
+    if arguments.markdown:
+        print("\n".join(["; ".join(facts), "", *map(markdown, tables)]))
+    else:
+        for fact in facts:
+            console.print(fact, highlight=False)
+        for table in tables:
+            print_table(console, table)
+    write_json(RESULTS, results.measures)
     say(f"\n{time.monotonic() - began:.0f} seconds; the numbers are in {RESULTS}")
 
 

@@ -1,22 +1,19 @@
 """Ingest with all guarantees on, against raw COPY of what it wrote: rates, stages, memory, row bytes."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO, Final
+from typing import Final
 
 import psycopg
 
+from bench import children
+from bench.children import Resident
 from bench.copying import Copied, raw_copy
-from bench.measures import CHECKOUT, Measure, Progress, mebibytes
-from bench.servers import PARTITIONS, Ground
+from bench.measures import Measure, Progress, mebibytes
+from bench.servers import Ground
 from bench.stream import Stream, produce
 from bench.worker import Told
 from metering.errors import Unavailable, WrongWorld
@@ -52,7 +49,9 @@ class Ingested:
     peak_bytes: int
     processor_seconds: float
     server_seconds: float
+    broker_seconds: float
     told: list[Told]
+    resident: Resident
 
     @property
     def events_per_second(self) -> float:
@@ -74,26 +73,32 @@ def ingest_stream(
     The clock runs from the word `go` to the end of the last step that brought records: starting Python and
     joining the group are not in it, the commit of the last transaction is.
     """
-    with _processes(settings, workers, profile=profile) as processes:
+    _forget_owners(settings)
+    command = ["-m", "bench.worker", *(["--profile"] if profile else [])]
+    with children.started(settings, [command] * workers) as processes:
         _await_joined(settings, workers)
         for process in processes:
-            _tell(process, "hold")
+            children.tell(process, "hold")
         for process in processes:
-            _hear(process)
+            children.hear(process)
         again = f" and {stream.resent:,} of them again" if stream.resent else ""
         progress(f"  producing {stream.events:,} events{again}, {stream.events_per_record} a record")
         size = produce(settings, stream)
         ground.checkpoint()
         progress(f"  ingesting {mebibytes(size):,.0f} MiB with {workers} workers")
-        server_before = ground.processor_seconds()
-        for process in processes:
-            _tell(process, "go")
-        told = [Told(**json.loads(_hear(process))) for process in processes]
+        server_before, broker_before = ground.processor_seconds(), ground.broker_seconds()
+        with children.watched(processes) as resident:
+            for process in processes:
+                children.tell(process, "go")
+            told = [Told(**json.loads(children.hear(process))) for process in processes]
         server_seconds = ground.processor_seconds() - server_before
-    return _checked(stream, told, server_seconds)
+        broker_seconds = ground.broker_seconds() - broker_before
+    return _checked(stream, told, server_seconds, broker_seconds, resident)
 
 
-def _checked(stream: Stream, told: list[Told], server_seconds: float) -> Ingested:
+def _checked(
+    stream: Stream, told: list[Told], server_seconds: float, broker_seconds: float, resident: Resident
+) -> Ingested:
     counts: Counter[str] = Counter()
     spent: defaultdict[str, float] = defaultdict(float)
     for one in told:
@@ -118,45 +123,27 @@ def _checked(stream: Stream, told: list[Told], server_seconds: float) -> Ingeste
         max(one.peak_bytes for one in told),
         sum(one.processor_seconds for one in told),
         server_seconds,
+        broker_seconds,
         told,
+        resident,
     )
 
 
-@contextmanager
-def _processes(settings: Settings, workers: int, *, profile: bool) -> Iterator[list["subprocess.Popen[str]"]]:
-    environment = {
-        **os.environ,
-        "METERING_DATABASE_URL": settings.database_url.get_secret_value(),
-        "METERING_KAFKA_BOOTSTRAP": settings.kafka_bootstrap,
-        "METERING_KAFKA_TOPIC": settings.kafka_topic,
-        "METERING_CONSUMER_GROUP": settings.consumer_group,
-        "METERING_LOG_LEVEL": "warning",
-    }
-    command = [sys.executable, "-m", "bench.worker", *(["--profile"] if profile else [])]
-    processes = [
-        subprocess.Popen(
-            command, cwd=CHECKOUT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(workers)
-    ]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            with process:
-                # one that has told its times is leaving its group; any other is of no more use
-                if process.poll() is None and sys.exc_info()[0] is not None:
-                    process.kill()
+def _forget_owners(settings: Settings) -> None:
+    """So that the owners that are awaited are not those of a run before."""
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE stream_positions SET owner = NULL WHERE owner IS NOT NULL")
 
 
 def _await_joined(settings: Settings, workers: int) -> None:
     """Wait until every partition has an owner and every worker its share."""
-    share = PARTITIONS // workers
+    share = settings.kafka_partitions // workers
     deadline = time.monotonic() + _JOIN_SECONDS_MAX
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
         while time.monotonic() < deadline:
             owned = connection.execute(
-                "SELECT owner, count(*) FROM stream_positions WHERE owner IS NOT NULL GROUP BY owner"
+                "SELECT owner, count(*) FROM stream_positions WHERE topic = %s AND owner IS NOT NULL GROUP BY owner",
+                (settings.kafka_topic,),
             ).fetchall()
             if len(owned) == workers and all(count >= share for _, count in owned):
                 return
@@ -164,23 +151,6 @@ def _await_joined(settings: Settings, workers: int) -> None:
     raise Unavailable(
         f"{workers} workers did not share the partitions in {_JOIN_SECONDS_MAX:.0f} seconds: {owned}"
     )
-
-
-def _tell(process: "subprocess.Popen[str]", word: str) -> None:
-    _pipe(process.stdin).write(f"{word}\n")
-    _pipe(process.stdin).flush()
-
-
-def _hear(process: "subprocess.Popen[str]") -> str:
-    line = _pipe(process.stdout).readline()
-    if not line:
-        raise Unavailable(f"an ingest worker ended with exit code {process.wait()}; its messages are above")
-    return line
-
-
-def _pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None, "opened with pipes"
-    return stream
 
 
 @dataclass(frozen=True)
@@ -257,17 +227,22 @@ _SIZES: Final = """
     SELECT place, sum(bytes)::bigint FROM places GROUP BY place"""
 
 
-def size_measures(settings: Settings) -> list[Measure]:
-    """Bytes that an accepted event takes in the ledger: the days' tables, primary keys and batch indexes."""
+def ledger_bytes(settings: Settings) -> dict[str, float]:
+    """Bytes that an accepted event takes in the ledger, by place: tables, primary keys, batch indexes."""
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
         found: dict[str, int] = dict(connection.execute(_SIZES).fetchall())
-        (rows,) = connection.execute("SELECT count(*) FROM usage_events").fetchone() or (0,)
-    measures = [
-        Measure(f"bytes per event: {place}", found[place] / rows, "bytes")
-        for place in ("table", "primary key", "batch index")
+        (rows,) = connection.execute("SELECT sum(accepted)::bigint FROM ingest_batches").fetchone() or (0,)
+    return {place: found[place] / rows for place in ("table", "primary key", "batch index")}
+
+
+def size_measures(settings: Settings) -> list[Measure]:
+    """`ledger_bytes`, and their sum against its goal."""
+    places = ledger_bytes(settings)
+    measures = [Measure(f"bytes per event: {place}", value, "bytes") for place, value in places.items()]
+    return [
+        *measures,
+        Measure("bytes per event", sum(places.values()), "bytes", ROW_BYTES_MAX, 1.0, "at most"),
     ]
-    total = sum(measure.value for measure in measures)
-    return [*measures, Measure("bytes per event", total, "bytes", ROW_BYTES_MAX, 1.0, "at most")]
 
 
 def clean_stream(events: int, events_per_record: int, *, resent_ratio: float = 0.0) -> Stream:

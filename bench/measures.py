@@ -3,15 +3,16 @@
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
 
+import rich.table
 from rich.console import Console
-from rich.table import Table
 
 #: Says on stderr what is being done.
 Progress = Callable[[str], None]
@@ -51,6 +52,28 @@ class Measure:
         return {**asdict(self), "ratio": self.ratio}
 
 
+@dataclass(frozen=True)
+class Table:
+    """Numbers that belong together, ready to read: a title, columns, rows of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass
+class Results:
+    """What a part of the benchmarks found."""
+
+    measures: list[Measure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+    def add(self, other: "Results") -> None:
+        """Take over what another part found."""
+        self.measures += other.measures
+        self.tables += other.tables
+
+
 def mebibytes(count: float) -> float:
     """Bytes as MiB."""
     return count / _MIB
@@ -64,39 +87,66 @@ def write_json(path: Path, measures: Iterable[Measure]) -> None:
     draft.replace(path)
 
 
-def print_table(console: Console, measures: Iterable[Measure]) -> None:
+def measured_table(measures: Iterable[Measure]) -> Table:
     """The measures with their references, ratios and goals."""
-    table = Table("measure", box=None, header_style="bold", pad_edge=False)
-    for column in ("value", "reference", "ratio", "goal"):
-        table.add_column(column, justify="right")
-    table.add_column("unit")
-    table.add_column("")
     words = {True: "reached", False: "not reached", None: ""}
-    for one in measures:
-        sign = ">=" if one.goal == "at least" else "<="
-        table.add_row(
-            one.measure,
-            _number(one.value),
-            "" if one.reference is None else _number(one.reference),
-            "" if one.ratio is None else f"{one.ratio:.2f}",
-            "" if one.goal_ratio is None else f"{sign} {one.goal_ratio:.2f}",
-            one.unit,
-            words[one.reached],
-        )
-    console.print(table)
+    return Table(
+        "Measures",
+        ("measure", "value", "unit", "reference", "ratio", "goal", ""),
+        [
+            (
+                one.measure,
+                _number(one.value),
+                one.unit,
+                "" if one.reference is None else _number(one.reference),
+                "" if one.ratio is None else f"{one.ratio:.2f}",
+                ""
+                if one.goal_ratio is None
+                else f"{'>=' if one.goal == 'at least' else '<='} {one.goal_ratio:.2f}",
+                words[one.reached],
+            )
+            for one in measures
+        ],
+    )
+
+
+def print_table(console: Console, table: Table) -> None:
+    """For a terminal: numbers to the right."""
+    shown = rich.table.Table(box=None, header_style="bold", pad_edge=False, title_justify="left")
+    for place, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if _is_numeric(table, place) else "left")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(f"\n[bold]{table.title}[/bold]", highlight=False)
+    console.print(shown)
+
+
+def markdown(table: Table) -> str:
+    """For a document."""
+    rule = ["---:" if _is_numeric(table, place) else "---" for place in range(len(table.columns))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (table.columns, rule, *table.rows)]
+    return "\n".join([f"**{table.title}**", "", *lines, ""])
+
+
+def _is_numeric(table: Table, place: int) -> bool:
+    return all(re.fullmatch(r"([<>]= )?-?[\d.,]+ ?%?|", row[place]) for row in table.rows)
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:,.2f}"
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_facts() -> list[str]:
     """What the numbers depend on: processor, memory, Python, versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
     packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return [
-        f"{cores} cores ({_processor()}), {memory:.0f} GiB, {platform.system()} {platform.release()}",
+        f"{cores()} cores ({_processor()}), {memory:.0f} GiB, {platform.system()} {platform.release()}",
         f"Python {platform.python_version()}, {packages}",
         f"load before the run: {os.getloadavg()[0]:.2f}",
     ]

@@ -15,8 +15,8 @@ from kafka.admin import KafkaAdminClient
 from bench.measures import Progress
 from metering.settings import Settings, read_settings
 from metering.store import partitions, postgres, schema
+from sandbox import kafka, processes, servers
 from sandbox import postgres as sandbox_postgres
-from sandbox import servers
 from workers.provision import provision
 
 PARTITIONS: Final = 4
@@ -29,19 +29,20 @@ class Ground:
     bootstrap: str
     server_url: str  # of the database `postgres`, as a user who may make databases
     template: str
+    broker_pid: int | None = None  # where it runs on this machine
 
     def url(self, database: str) -> str:
         """The URL of another database of the same server."""
         head, _, query = self.server_url.partition("?")
         return f"{head.rsplit('/', 1)[0]}/{database}" + (f"?{query}" if query else "")
 
-    def settings(self, database: str) -> Settings:
+    def settings(self, database: str, partitions: int = PARTITIONS) -> Settings:
         """Settings that lead to a database, and to a topic and group of the same name."""
         return read_settings(
             database_url=self.url(database),
             kafka_bootstrap=self.bootstrap,
             kafka_topic=database,
-            kafka_partitions=PARTITIONS,
+            kafka_partitions=partitions,
             consumer_group=database,
         )
 
@@ -64,10 +65,10 @@ class Ground:
                 connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     @contextmanager
-    def intake(self, purpose: str) -> Iterator[Settings]:
+    def intake(self, purpose: str, partitions: int = PARTITIONS) -> Iterator[Settings]:
         """A ready database with a topic whose partitions have their positions."""
         with self.database(purpose) as name:
-            settings = self.settings(name)
+            settings = self.settings(name, partitions)
             for _ in provision(settings):
                 pass
             try:
@@ -99,6 +100,13 @@ class Ground:
             used += times.user + times.system
         return float(used)
 
+    def broker_seconds(self) -> float:
+        """Processor time that the broker has used so far; 0 where it runs elsewhere."""
+        if self.broker_pid is None:
+            return 0.0
+        times = psutil.Process(self.broker_pid).cpu_times()
+        return float(times.user + times.system)
+
     def version(self) -> str:
         """The server's version."""
         with self.administrator() as connection:
@@ -106,9 +114,9 @@ class Ground:
 
 
 @contextmanager
-def prepared(bootstrap: str, server_url: str) -> Iterator[Ground]:
+def prepared(bootstrap: str, server_url: str, broker_pid: int | None = None) -> Iterator[Ground]:
     """Make the template on running servers; it is dropped at the end."""
-    ground = Ground(bootstrap, server_url, f"bench_template_{uuid.uuid4().hex[:8]}")
+    ground = Ground(bootstrap, server_url, f"bench_template_{uuid.uuid4().hex[:8]}", broker_pid)
     with ground.administrator() as connection:
         connection.execute(f"CREATE DATABASE {ground.template}")
     try:
@@ -132,7 +140,8 @@ def started(folder: Path, progress: Progress) -> Iterator[Ground]:
     try:
         addresses = servers.up(folder, progress)
         server_url = sandbox_postgres.url(addresses.folder, sandbox_postgres.USER)
-        with prepared(addresses.kafka_bootstrap, server_url) as ground:
+        broker = processes.running(kafka.pid_file(addresses.folder))
+        with prepared(addresses.kafka_bootstrap, server_url, broker.pid if broker else None) as ground:
             yield ground
     finally:
         servers.down(folder, erase=True)

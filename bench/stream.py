@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from kafka import KafkaProducer
 
 from metering.events.identity import uuid7_texts
@@ -24,13 +25,17 @@ _PRODUCTS: Final = (("lumen-large", "block-a"), ("lumen-small", "block-a"), ("lu
 
 @dataclass(frozen=True)
 class Stream:
-    """`events` distinct events, the last at `until`, and a share of them once more; deterministic."""
+    """`events` distinct events, the last at `until`, and a share of them once more; deterministic.
+
+    Ids are UUIDv7s that carry the time at which the request began or, with `random_ids`, UUIDv4s.
+    """
 
     events: int
     events_per_record: int
     resent_ratio: float
     until: datetime
     seed: int = 7
+    random_ids: bool = False
 
     @property
     def resent(self) -> int:
@@ -81,8 +86,9 @@ class Stream:
             reasoned = (answered * generator.random(size) * 0.4).astype(np.int64)
             took = 150 + answered * 3
             tails = np.frombuffer(generator.bytes(10 * size), np.uint8).reshape(size, 10)
+            began = (ended - took).astype(np.int64)
             columns = (
-                uuid7_texts((ended - took).astype(np.int64), tails),
+                _uuid4_texts(began, tails) if self.random_ids else uuid7_texts(began, tails),
                 generator.choice(_PROFILES, size, p=weights).tolist(),
                 np.datetime_as_string((ended * 1000 + 7).astype("datetime64[us]"), unit="us").tolist(),
                 range(start, start + size),
@@ -96,6 +102,13 @@ class Stream:
                     f'"cache_read_tokens":{b},"output_tokens":{c},"reasoning_tokens":{d}}},"duration_ms":{e},'
                     f'"accelerator_ms":{e // 4}}}}}'
                 ).encode()
+
+
+def _uuid4_texts(millis: npt.NDArray[np.int64], tails: npt.NDArray[np.uint8]) -> list[str]:
+    """UUIDv4 texts of the same bits as the UUIDv7s, their time at the end."""
+    blob = np.hstack([tails, millis.astype(">i8").view(np.uint8).reshape(-1, 8)[:, 2:]]).tobytes().hex()
+    texts = (blob[at : at + 32] for at in range(0, len(blob), 32))
+    return [f"{t[:8]}-{t[8:12]}-4{t[13:16]}-a{t[17:20]}-{t[20:]}" for t in texts]
 
 
 def _profiles(generator: np.random.Generator) -> list[tuple[str, str]]:
@@ -128,6 +141,7 @@ def produce(settings: Settings, stream: Stream) -> int:
         compression_type="lz4",
         linger_ms=20,
         batch_size=256 * 1024,
+        max_request_size=2 * settings.record_bytes_max,
     )
     size = 0
     for number, value in enumerate(stream.records()):
