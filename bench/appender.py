@@ -185,13 +185,13 @@ class Appender:
     def __init__(self, connection: Connection, events: Synthetic, claims: list[Claim]) -> None:
         self._ledger = Ledger(connection, settings().reject_bytes_max)
         self._events = events
-        self._claims = claims
+        self.claims = claims
 
     def prepared(self, numbers: Numbers) -> list[Part]:
         """One transaction: the events dealt out to the intakes in turn."""
         return [
-            self._events.part(claim, numbers[place :: len(self._claims)])
-            for place, claim in enumerate(self._claims)
+            self._events.part(claim, numbers[place :: len(self.claims)])
+            for place, claim in enumerate(self.claims)
         ]
 
     def append(self, batches: list[list[Part]]) -> Took:
@@ -202,12 +202,12 @@ class Appender:
             began = time.perf_counter()
             moved = [
                 replace(part, claim=claim, next_offset=claim.next_offset + part.records)
-                for part, claim in zip(parts, self._claims, strict=True)
+                for part, claim in zip(parts, self.claims, strict=True)
             ]
             appended = self._ledger.append(moved)
             seconds.append(time.perf_counter() - began)
             after = {outcome.claim.intake_id: outcome.claim for outcome in appended}
-            self._claims = [after[claim.intake_id] for claim in self._claims]
+            self.claims = [after[claim.intake_id] for claim in self.claims]
             accepted += sum(outcome.accepted for outcome in appended)
             duplicates += sum(outcome.duplicate for outcome in appended)
         return Took(began_at, time.time(), seconds, accepted, duplicates)

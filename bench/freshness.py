@@ -92,9 +92,10 @@ def measured_delays(settings: Settings, rate: float, seconds: float) -> npt.NDAr
 
 
 def histogram(delays: npt.NDArray[np.float64], rate: float) -> Table:
-    """Delays in steps of a tenth of a second, those beyond the goal together."""
-    step = 0.1
-    edges = np.append(np.arange(0.0, SECONDS_MAX + step / 2, step), np.inf)
+    """Delays in steps of a tenth of a second up to the goal, in wide ones beyond it."""
+    edges = np.array(
+        [*(tenth / 10 for tenth in range(round(SECONDS_MAX * 10))), SECONDS_MAX, 3.0, 5.0, np.inf]
+    )
     counts, _ = np.histogram(np.maximum(delays, 0.0), edges)
     most = max(1, int(counts.max()))
     rows = [

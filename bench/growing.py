@@ -36,8 +36,9 @@ RESENT: Final = ((0.0001, "0.01 %"), (0.01, "1 %"), (0.1, "10 %"), (1.0, "100 %"
 RATE_RATIO_MIN: Final = 0.8
 #: A ledger that has not reached its size by then is measured at the size it has.
 SECONDS_MAX: Final = 3_600.0
-#: Disk that an event may take at most, by kind of id, and what WAL and topics take beside the ledger.
-_EVENT_BYTES_MAX: Final = {"UUIDv7": 230, "random": 340}
+#: Kinds of ids, each with the bytes of disk that an event may take at most.
+KINDS: Final = {"UUIDv7": 230, "random": 340}
+#: What WAL and topics take beside the ledger.
 _BESIDE_BYTES: Final = 9 * 1024**3
 _PARTITIONS_OF_A_WRITER: Final = 2
 _GROW_EVENTS: Final = 1_000_000
@@ -178,7 +179,7 @@ def grow_results(ground: Ground, folder: Path, full: int, progress: Progress) ->
     """Grow a ledger to `full` events, once for each kind of id. Raises Unavailable where there is no room."""
     _check_room(folder, full)
     results = Results()
-    for ids in _EVENT_BYTES_MAX:
+    for ids in KINDS:
         points, resent = _measured(ground, ids, full, progress)
         results.measures += _measures(ids, points)
         results.tables += _tables(ids, points, resent)
@@ -188,7 +189,7 @@ def grow_results(ground: Ground, folder: Path, full: int, progress: Progress) ->
 def _check_room(folder: Path, full: int) -> None:
     place = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     free = shutil.disk_usage(place).free
-    needed = int(1.3 * full * max(_EVENT_BYTES_MAX.values())) + min(_BESIDE_BYTES, 2_000 * full + 1024**3)
+    needed = int(1.3 * full * max(KINDS.values())) + min(_BESIDE_BYTES, 2_000 * full + 1024**3)
     if free < needed:
         raise Unavailable(
             f"a ledger of {full:,} events may take {needed / 1024**3:.1f} GiB, {place} has {free / 1024**3:.1f} free: "

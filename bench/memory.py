@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from bench.ingesting import MEMORY_MEBIBYTES_MAX, clean_stream, ingest_stream
+from bench.ingesting import MEMORY_MEBIBYTES_MAX, WORKERS, clean_stream, ingest_stream
 from bench.measures import Measure, Progress, Results, Table, mebibytes
 from bench.servers import Ground
 from bench.stream import Stream
@@ -18,7 +18,9 @@ def largest_records(ground: Ground, records: int) -> Stream:
     return clean_stream(records * (events := bound // max(sample)), events)
 
 
-def memory_results(ground: Ground, backlog: int, records: int, progress: Progress) -> Results:
+def memory_results(
+    ground: Ground, backlog: int, records: int, progress: Progress, workers: int = WORKERS
+) -> Results:
     """A backlog of small records, and one of records at the size bound; both are there before the start."""
     results, rows = Results(), []
     kinds = (
@@ -28,7 +30,7 @@ def memory_results(ground: Ground, backlog: int, records: int, progress: Progres
     for name, stream in kinds:
         progress(f"memory with a backlog of {name}")
         with ground.intake("memory") as settings:
-            found = ingest_stream(ground, settings, stream, progress)
+            found = ingest_stream(ground, settings, stream, progress, workers=workers)
         looks, peaks = found.resident.looks, [told.peak_bytes for told in found.told]
         # the larger of what the kernel and what the looks saw
         for worker, peak in enumerate(peaks):

@@ -148,6 +148,19 @@ class Settings(BaseSettings):
         30.0, gt=0, description="longest pause between two attempts to reach a server"
     )
 
+    worker_restarts_max: int = Field(
+        5, ge=0, description="restarts of one worker within the span before `metering work all` stops all"
+    )
+    worker_restart_span_seconds: int = Field(
+        300, ge=1, description="span in which the restarts of a worker are counted"
+    )
+    worker_stop_seconds_max: float = Field(
+        30.0, gt=0, description="how long the workers may finish their work in hand before they are killed"
+    )
+    probe_stall_seconds: int = Field(
+        120, ge=1, description="how long a partition or the fold may stand still and count as healthy"
+    )
+
     slack_webhook_url: SecretStr | None = Field(None, description="Slack incoming webhook (a secret)")
     slack_timeout_seconds: float = Field(10.0, gt=0, description="longest wait for Slack")
     slack_retry_seconds_max: int = Field(

@@ -33,7 +33,7 @@ from workers.reports import MarginReport, margin_report
 
 Facts = dict[str, Any]
 
-log = structlog.get_logger().bind(worker="evaluate")
+log = structlog.get_logger(worker="evaluate")
 
 
 @dataclass(frozen=True)

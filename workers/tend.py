@@ -12,7 +12,7 @@ from metering.settings import Settings
 from metering.store import partitions, postgres, schema
 from workers import loop
 
-log = structlog.get_logger().bind(worker="tend")
+log = structlog.get_logger(worker="tend")
 
 
 def step(connection: Connection, settings: Settings) -> bool:

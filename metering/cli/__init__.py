@@ -47,6 +47,7 @@ def _mount() -> None:
         findings,
         knowledge,
         ledger,
+        probe,
         refused,
         reports,
         sandbox,
@@ -59,6 +60,7 @@ def _mount() -> None:
     app.add_typer(work.app, name="work")
     app.add_typer(adjustments.app, name="adjustments")
     app.add_typer(findings.app, name="findings")
+    app.add_typer(probe.app, name="probe")
     reports.mount(app)
     knowledge.mount(app)
     refused.mount(app)

@@ -1,12 +1,30 @@
-"""Commands that run the workers in the foreground; SIGTERM finishes the work in hand and leaves."""
+"""Commands that run the workers in the foreground, one or all; SIGTERM finishes the work in hand and leaves."""
 
 import typer
 
 app = typer.Typer(
-    help="Run a worker. Any number of `ingest`; one `fold`, one `settle`.", no_args_is_help=True
+    help="Run a worker, or all. Any number of `ingest`; one of each other.", no_args_is_help=True
 )
 
 _UNTIL_IDLE = typer.Option(False, "--until-idle", help="Stop when there is nothing left to do.")
+
+
+@app.command("all")
+def run_all(
+    ingest: int = typer.Option(2, "--ingest", metavar="N", help="How many workers read the topic."),
+) -> None:
+    """Run every worker as a process of its own, and start again what ends, within a limit.
+
+    SIGTERM or SIGINT stops all when each has finished its work in hand; a second one kills what is left. A
+    worker that ends more than METERING_WORKER_RESTARTS_MAX times within METERING_WORKER_RESTART_SPAN_SECONDS
+    stops all with exit code 4. Every line that a worker logs comes after its name.
+    """
+    from metering.settings import settings
+    from workers import supervise
+    from workers.loop import configure_logging
+
+    configure_logging(settings())
+    supervise.run(settings(), ingest)
 
 
 @app.command("ingest")

@@ -234,6 +234,11 @@ def floor(connection: Connection) -> datetime | None:
     return found
 
 
+def has_day(connection: Connection, day: date) -> bool:
+    """Whether the ledger has a partition for a day."""
+    return f"usage_events_{day:%Y%m%d}" in _existing(connection, "usage_events")
+
+
 def missing(error: psycopg.Error) -> str:
     """What to do about a row that found no partition, naming its day from the key that found no place."""
     table = error.diag.table_name

@@ -102,6 +102,18 @@ def _insert(
     return added
 
 
+def topic_uuid(connection: Connection, topic: str) -> UUID | None:
+    """The UUID of the topic whose positions are in use; None where it has none."""
+    found: UUID | None = connection.execute(
+        text(
+            "SELECT DISTINCT topic_uuid FROM stream_positions "
+            "WHERE kind = 'kafka' AND topic = :topic AND retired_at IS NULL"
+        ),
+        {"topic": topic},
+    ).scalar_one_or_none()
+    return found
+
+
 def adopt(
     connection: Connection,
     topic: str,
