@@ -61,9 +61,10 @@ def test_a_ledger_grows_and_is_measured_at_every_point(
 def test_an_event_is_a_function_of_its_number(ground: Ground) -> None:
     with ground.intake("rows") as settings:
         ingest_stream(ground, settings, clean_stream(500, 100), quiet, workers=1)
+        with store.connect_driver(settings, "read") as connection:
+            template = read_template(connection)
         with store.connect_driver(settings, "ingest") as connection:
             connection.autocommit = True
-            template = read_template(connection)
             ((topic,),) = connection.execute("SELECT DISTINCT topic_uuid FROM stream_positions").fetchall()
             claims = [
                 positions.claim(
@@ -127,14 +128,12 @@ def test_a_ledger_that_has_no_room_is_refused(tmp_path: Path, ground: Ground) ->
 
 
 def test_workers_and_partitions_are_told_with_their_processor_time(ground: Ground) -> None:
-    results = scaling.scaling_results(ground, 3_000, quiet, workers=(1,), partitions=(2, 3))
+    results = scaling.scaling_results(ground, 3_000, quiet, workers=(1,), partitions=(3,))
     (table,) = results.tables
-    assert [row[:2] for row in table.rows] == [("1", "2"), ("1", "3")]
+    assert [row[:2] for row in table.rows] == [("1", "3")]
     assert all(float(cell) >= 0 for row in table.rows for cell in row[3:])
-    assert [measure.measure for measure in results.measures] == [
-        "ingest, 1 workers, 2 partitions",
-        "ingest, 1 workers, 3 partitions",
-    ]
+    assert [measure.measure for measure in results.measures] == ["ingest, 1 workers, 3 partitions"]
+    assert float(table.rows[0][5]) > 0, "the broker has used some"
 
 
 def test_memory_is_told_over_time(ground: Ground) -> None:
