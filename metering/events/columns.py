@@ -21,11 +21,12 @@ REGION_DEFAULT: Final = "global"
 _CHUNK_EVENTS: Final = 1_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_NUMBERS: Final[dict[str, tuple[type[pl.DataType], type[np.integer]]]] = {
-    "attempt": (pl.Int16, np.int16),
-    "duration_ms": (pl.Int32, np.int32),
-    "accelerator_ms": (pl.Int64, np.int64),
-    **dict.fromkeys(wire.COUNT_FIELDS, (pl.Int64, np.int64)),
+_DTYPES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
+    "attempt": pl.Int16,
+    "duration_ms": pl.Int32,
+    "accelerator_ms": pl.Int64,
+    "billable": pl.Boolean,
+    **dict.fromkeys(wire.COUNT_FIELDS, pl.Int64),
 }
 _SHAPES: Final = ((wire.EVENT_FIELDS, "data"), (wire.DATA_FIELDS, "usage"), (wire.COUNT_FIELDS, None))
 _UNUSED: Final = frozenset({"specversion", "type", "datacontenttype", "dataschema", "data", "usage"})
@@ -93,23 +94,12 @@ def _table(events: list[wire.Event]) -> pl.DataFrame:
     ):
         columns: list[Sequence[Any]] = list(zip(*map(astuple, rows), strict=True)) or [()] * len(fields)
         series += [
-            _series(name, values) for name, values in zip(fields, columns, strict=True) if name not in _UNUSED
+            pl.Series(name, values, dtype=_DTYPES.get(name, pl.String))
+            for name, values in zip(fields, columns, strict=True)
+            if name not in _UNUSED
         ]
         rows = columns[fields.index(inner)] if inner else ()
     return pl.DataFrame(series)
-
-
-def _series(name: str, values: Sequence[Any]) -> pl.Series:
-    if name not in _NUMBERS:
-        return pl.Series(name, values, dtype=pl.Boolean if name == "billable" else pl.String)
-    dtype, number = _NUMBERS[name]
-    if None in values[:1]:
-        return pl.Series(name, values, dtype=dtype)
-    try:
-        # numpy reads numbers in a third of the time, but knows no null
-        return pl.Series(name, np.array(values, dtype=number), dtype=dtype)
-    except TypeError:
-        return pl.Series(name, values, dtype=dtype)
 
 
 def reported(events: pl.DataFrame) -> pl.DataFrame:
