@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from metering.settings import Settings
 from metering.store import partitions, postgres, schema
-from workers import loop
+from workers import archive, loop
 
 log = structlog.get_logger(worker="tend")
 
@@ -27,7 +27,7 @@ def step(connection: Connection, settings: Settings) -> bool:
     retired = partitions.retire_refused(connection, today - timedelta(days=settings.reject_retention_days))
     if retired:
         log.info("partitions retired", partitions=retired)
-    return False
+    return archive.archive_next(settings, today) is not None
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def _root(
 
 def _mount() -> None:
     from metering.cli import (
+        archive,
         adjustments,
         catalog,
         demo,
@@ -58,6 +59,7 @@ def _mount() -> None:
     app.add_typer(catalog.app, name="catalog")
     events.mount(app)
     app.add_typer(work.app, name="work")
+    app.add_typer(archive.app, name="archive")
     app.add_typer(adjustments.app, name="adjustments")
     app.add_typer(findings.app, name="findings")
     app.add_typer(probe.app, name="probe")

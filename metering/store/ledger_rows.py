@@ -173,12 +173,17 @@ def read_batches(
     return {batch_id: _from_records(value, columns) for batch_id, value in found if value is not None}
 
 
-def _from_records(value: bytes, columns: Mapping[str, str]) -> Rows:
-    """What `record_send` makes of a row: a field count, then a type and a length before every field."""
+def record_dtype(columns: Mapping[str, str]) -> np.dtype[np.void]:
+    """The rows of `read_batches`: what stands before each column on the wire stands there too."""
     fields: list[tuple[str, str]] = [("fields", ">i4")]
     for name, kind in columns.items():
         fields += [(f"{name} type", ">u4"), (f"{name} length", ">i4"), (name, _KINDS[kind][1])]
-    dtype = np.dtype(fields)
+    return np.dtype(fields)
+
+
+def _from_records(value: bytes, columns: Mapping[str, str]) -> Rows:
+    """What `record_send` makes of a row: a field count, then a type and a length before every field."""
+    dtype = record_dtype(columns)
     assert len(value) % dtype.itemsize == 0, f"a NULL or a column of another type among {tuple(columns)}"
     # a copy, for one column is changed
     rows = np.frombuffer(bytearray(value), dtype)

@@ -18,6 +18,8 @@ KNOWLEDGE: Final = 0x6B6E6F77
 FOLD: Final = 0x666F6C64
 #: Session advisory lock of the one settle worker.
 SETTLE: Final = 0x736574
+#: Session advisory lock of whoever archives or restores a day.
+ARCHIVE: Final = 0x61726368
 
 
 def _url(settings: Settings) -> URL:

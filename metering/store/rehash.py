@@ -9,10 +9,10 @@ from sqlalchemy import Connection, Row, text
 
 from metering.events.identity import series_digest
 from metering.frames import DIMENSIONS
+from metering.store.archives import read_batches, read_texts
 from metering.store.as_of import Scope
 from metering.store.chain import ROW, encode_rows, root_of, text_digest
-from metering.store.ledger_rows import LEDGER_COLUMNS, Rows, read_batches
-from metering.store.postgres import driver
+from metering.store.ledger_rows import LEDGER_COLUMNS, Rows
 
 #: Ledger rows that are fetched at a time: it bounds memory.
 _ROWS_AT_ONCE: Final = 100_000
@@ -85,11 +85,8 @@ def batch_roots(
 
 def _root_difference(connection: Connection, group: list[Row[Any]], names: dict[str, Names]) -> str | None:
     numbers = [batch.batch_id for batch in group]
-    found = read_batches(driver(connection), numbers, LEDGER_COLUMNS)
-    texts: dict[int, dict[int, str]] = {}
-    with_text = "SELECT batch_id, ordinal, event_id FROM usage_events WHERE batch_id = ANY(:numbers)"
-    for row in connection.execute(text(f"{with_text} AND event_id <> ''"), {"numbers": numbers}):
-        texts.setdefault(row.batch_id, {})[row.ordinal] = row.event_id
+    found = read_batches(connection, numbers, LEDGER_COLUMNS)
+    texts = read_texts(connection, numbers)
     for batch in group:
         rows = found.get(batch.batch_id)
         encoded = np.empty(0, ROW) if rows is None else _encoded(rows, names)

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, text
 from metering.errors import WrongWorld
 from metering.frames import DIMENSIONS, INSTANT, POOL_USAGE, SUM, SUMS, USAGE
 from metering.meters import METERS
-from metering.store.ledger_rows import Rows, copy_out, copy_stream, read_batches, row_dtype
+from metering.store.archives import read_batches
+from metering.store.ledger_rows import Rows, copy_out, copy_stream, row_dtype
 from metering.store.postgres import driver
 
 _QUARTER_MICROSECONDS: Final = 15 * 60 * 1_000_000
@@ -88,7 +89,7 @@ def unfolded(connection: Connection, batches_max: int) -> list[Unfolded]:
 
 def read_foldable(connection: Connection, batch_ids: list[int]) -> pl.DataFrame:
     """The ledger rows of the batches that count, usage, compensations and adjustments: FOLDABLE of the core."""
-    pieces = list(read_batches(driver(connection), batch_ids, _FOLDABLE, COUNTS).values())
+    pieces = list(read_batches(connection, batch_ids, _FOLDABLE, COUNTS).values())
     frame = _frame(pieces, _FOLDABLE)
     return frame.select(
         "occurred_at", "series_id", pl.sql_expr(REQUESTS).cast(pl.Int32).alias("requests"), *METERS
