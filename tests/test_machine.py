@@ -1,7 +1,7 @@
 """The whole path as a state machine against plain dictionaries: whatever happens in whatever order, nothing is
 lost, nothing counts twice, and what was pinned stays as it was.
 
-Everything is real but the broker, whose log is a list here, so that hundreds of steps take seconds. METERING_TEST_EXAMPLES
+Everything is real but the broker, whose log is a list here, so that hundreds of steps take seconds. MACHINE_EXAMPLES
 asks for more examples than the few that every run makes.
 """
 
@@ -38,7 +38,7 @@ from tests.event_maker import event, event_id
 from workers import fold, provision, replay, settle
 from workers.batching import Batching, Timings
 
-EXAMPLES = int(os.environ.get("METERING_TEST_EXAMPLES", "5"))
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "6"))
 STEPS = 40
 DAY = datetime(2026, 10, 31, tzinfo=UTC)
 NOON = DAY + timedelta(hours=12)
@@ -501,13 +501,11 @@ def test_whatever_happens_the_ledger_is_that_of_the_oracle(new_database: Any) ->
         settings=hypothesis_settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            derandomize="METERING_TEST_EXAMPLES" not in os.environ,
+            derandomize="MACHINE_EXAMPLES" not in os.environ,
             database=None,
             deadline=None,
             # making a failure smaller takes minutes: for those who look for one
-            phases=(Phase.generate, Phase.shrink)
-            if "METERING_TEST_EXAMPLES" in os.environ
-            else (Phase.generate,),
+            phases=(Phase.generate, Phase.shrink) if "MACHINE_EXAMPLES" in os.environ else (Phase.generate,),
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -210,7 +210,7 @@ def elements(value: bytes) -> list[bytes] | None:
             start = place + 1
     if inside or not ended:
         return None
-    return [] if value.split() in ([b"[]"], [b"[", b"]"]) else found
+    return [] if value.translate(None, b" \t\r\n") == b"[]" else found
 
 
 # ---- JSON, to the letter --------------------------------------------------------------------------------
