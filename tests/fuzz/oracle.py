@@ -153,7 +153,11 @@ def judge(value: bytes | None, content_type: str | None, appended_at: datetime, 
     else:
         pieces = None
     if pieces is None:
-        return Judged(codes={"not_json", "not_an_event", "decoder_failed"})
+        codes = {"not_json", "not_an_event", "decoder_failed"}
+        # whether it breaks off before or after the event that is one too many
+        return Judged(
+            codes=codes | {"too_many_events"} if value.count(b",") >= bounds.record_events_max else codes
+        )
     if len(pieces) > bounds.record_events_max:
         return Judged(codes={"too_many_events"})
     return Judged(events=[(piece, judge_event(piece, appended_at, bounds)) for piece in pieces])
