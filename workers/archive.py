@@ -21,7 +21,7 @@ from workers.loop import database_errors
 
 #: Rows may come in while a file is written; each time it is written again.
 _ATTEMPTS = 5
-log = structlog.get_logger().bind(worker="archive")
+log = structlog.get_logger(worker="archive")
 
 
 @contextmanager

@@ -40,8 +40,8 @@ def _root(
 
 def _mount() -> None:
     from metering.cli import (
-        archive,
         adjustments,
+        archive,
         catalog,
         demo,
         events,
@@ -49,6 +49,7 @@ def _mount() -> None:
         knowledge,
         ledger,
         probe,
+        rebuild,
         refused,
         reports,
         sandbox,
@@ -65,6 +66,7 @@ def _mount() -> None:
     app.add_typer(probe.app, name="probe")
     reports.mount(app)
     knowledge.mount(app)
+    app.add_typer(rebuild.app, name="rebuild")
     refused.mount(app)
     app.add_typer(sandbox.app, name="sandbox")
     demo.mount(app)

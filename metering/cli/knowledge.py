@@ -108,7 +108,7 @@ def verify(
     from rich.console import Console
 
     from metering.settings import settings
-    from metering.store import postgres
+    from metering.store import archived_sums, postgres
     from metering.store.verify import verify as check_all
     from workers.exporting import read_published
     from workers.loop import database_errors
@@ -116,7 +116,7 @@ def verify(
     progress = Console(stderr=True)
     differences = 0
     published = [read_published(path) for path in against]
-    with database_errors(), postgres.reading(settings()) as connection:
+    with database_errors(), postgres.reading(settings(), scratch=archived_sums.SCRATCH) as connection:
         for check in check_all(
             connection,
             roots=chain,

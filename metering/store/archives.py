@@ -164,7 +164,7 @@ def _of_batches(
             continue
         if archive.first_batch_id <= last and first <= archive.last_batch_id:
             frame = scan(archive).filter(pl.col("batch_id").is_between(first, last), wanted, condition)
-            yield frame.select(dict.fromkeys(columns)).collect()
+            yield frame.select(list(dict.fromkeys(columns))).collect()
 
 
 def to_rows(frame: pl.DataFrame, columns: Mapping[str, str], dtype: np.dtype[np.void] = LEDGER_ROW) -> Rows:
@@ -174,7 +174,7 @@ def to_rows(frame: pl.DataFrame, columns: Mapping[str, str], dtype: np.dtype[np.
         if kind == "uuid":
             rows[name] = np.frombuffer(b"".join(frame[name].to_list()), "S16")
         else:
-            rows[name] = frame[name].fill_null(-1).to_physical().to_numpy()
+            rows[name] = frame[name].to_physical().fill_null(-1).to_numpy()
     return rows
 
 

@@ -29,7 +29,8 @@ def _columns(kind: str, table: str) -> str:
 _EVENTS: Final = (
     "SELECT event_key, source_id, u.batch_id, u.event_id, u.occurred_at, u.digest, u.event_type, "
     f"{', '.join(_columns(kind, table) for kind, table in _TABLES.items())} "
-    f"FROM (SELECT * FROM usage_events WHERE event_type IN ({', '.join(map(str, _KINDS))})) u "
+    f"FROM (SELECT * FROM usage_events WHERE event_type IN ({', '.join(map(str, _KINDS))}) "
+    "AND event_key >= :above) u "
     + " ".join(f"LEFT JOIN {table} USING (event_key, source_id)" for table in _TABLES.values())
 )
 
@@ -41,12 +42,13 @@ def details(connection: Connection, scope: Scope = everything) -> tuple[str, str
     """
     seen: Counter[str] = Counter()
     difference = None
-    for row in connection.execute(text(scope(_EVENTS)).execution_options(yield_per=10_000)):
+    floor_at = floor(connection)
+    above = UUID(int=0) if floor_at is None else key_floor(floor_at)
+    events = text(scope(_EVENTS)).execution_options(yield_per=10_000)
+    for row in connection.execute(events, {"above": above}):
         kind = _KINDS[row.event_type]
         seen[kind] += 1
         difference = difference or _difference(kind, row)
-    floor_at = floor(connection)
-    above = UUID(int=0) if floor_at is None else key_floor(floor_at)
     for kind, table in _TABLES.items():
         count = connection.execute(
             text(scope(f"SELECT count(*) FROM {table} WHERE event_key >= :above")), {"above": above}

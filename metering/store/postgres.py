@@ -114,11 +114,17 @@ def driver(connection: Connection) -> psycopg.Connection[tuple[Any, ...]]:
 
 
 @contextmanager
-def reading(settings: Settings, role: str = "read") -> Iterator[Connection]:
-    """One snapshot: a REPEATABLE READ, READ ONLY transaction. Nothing can be written in it."""
+def reading(settings: Settings, role: str = "read", scratch: str | None = None) -> Iterator[Connection]:
+    """One snapshot: a REPEATABLE READ, READ ONLY transaction. Nothing can be written in it.
+
+    Except what `scratch` makes: a statement for temporary tables, which are gone with the connection.
+    """
     from metering.store import schema
 
     with connect(settings, role) as connection:
+        if scratch is not None:
+            connection.exec_driver_sql(scratch)
+            connection.commit()
         connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         # A report may run for longer than a worker's statement, and compute for longer between two of them.
         connection.exec_driver_sql("SET statement_timeout = 0")

@@ -42,6 +42,8 @@ REQUESTS: Final = "CASE WHEN event_type = 6 THEN 0 WHEN source_id < 0 THEN -1 EL
 _QUARTERS: Final = {"quarter_start": "instant", "series_id": "int4", **dict.fromkeys(SUMS, "int8")}
 _SERIES_POOLS: Final = ("series_id", *POOL_USAGE.key[1:], "counts_for")
 _POOL_KEY: Final = POOL_USAGE.key
+#: What tells the rows of a rollup apart, beside their interval.
+KEYS: Final = {"usage_quarters": ("quarter_start", "series_id"), "pool_minutes": _POOL_KEY}
 _STAGES: Final = {"usage_quarters": "folded_quarters", "pool_minutes": "folded_minutes"}
 
 
@@ -107,18 +109,26 @@ def open_interval(connection: Connection) -> int:
     return last + 1
 
 
-def add_sums(connection: Connection, interval_id: int, quarters: pl.DataFrame, minutes: pl.DataFrame) -> None:
-    """Add QUARTER_SUMS and MINUTE_SUMS to the rows of an interval. A sum beyond 64 bits is an error."""
-    _add(connection, "usage_quarters", ("quarter_start", "series_id"), interval_id, quarters)
-    _add(connection, "pool_minutes", _POOL_KEY, interval_id, minutes)
+def add_sums(
+    connection: Connection, interval_id: int, quarters: pl.DataFrame, minutes: pl.DataFrame, beside: str = ""
+) -> None:
+    """Add QUARTER_SUMS and MINUTE_SUMS to the rows of an interval. A sum beyond 64 bits is an error.
+
+    `beside`: what stands before the names of the tables, where it is not to the rollups themselves.
+    """
+    for rollup, sums in (("usage_quarters", quarters), ("pool_minutes", minutes)):
+        if not sums.is_empty():
+            _add(connection, beside + rollup, _STAGES[rollup], KEYS[rollup], interval_id, sums)
 
 
 def _add(
-    connection: Connection, table: str, key: tuple[str, ...], interval_id: int, sums: pl.DataFrame
+    connection: Connection,
+    table: str,
+    stage: str,
+    key: tuple[str, ...],
+    interval_id: int,
+    sums: pl.DataFrame,
 ) -> None:
-    if sums.is_empty():
-        return
-    stage = _STAGES[table]
     columns = ", ".join((*key, *SUMS))
     connection.exec_driver_sql(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS AS "

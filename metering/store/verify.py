@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, text
 
 from metering.frames import SUMS
 from metering.meters import METERS
-from metering.store import books, positions, published, rehash, watermarks
+from metering.store import archived_sums, archives, books, positions, published, rehash, watermarks
 from metering.store.as_of import Scope, as_of, everything
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.details import details
@@ -54,16 +54,31 @@ def verify(
     # one sort or hash of the whole ledger: more memory than a worker's statement may have
     connection.exec_driver_sql("SET LOCAL work_mem = '128MB'")
     connection.exec_driver_sql("SET LOCAL jit = off")
-    progress("counting the ledger rows of every batch")
-    yield _batch_counts(connection, scope)
+    archived = archives.archives(connection)
+    unread = None
+    if archived:
+        progress("reading the archived days")
+        unread = archived_sums.stage(connection, archived)
+        yield Check("archives", f"{len(archived):,} days", unread)
+    if unread is None:
+        progress("counting the ledger rows of every batch")
+        yield _batch_counts(connection, _through(scope, archived))
+    else:
+        yield _unread("batch counts")
     yield Check("details", *details(connection, scope))
     progress("walking the chain of every intake")
     yield _batch_heads(connection, scope)
     if roots:
         yield Check("series", *rehash.series(connection))
-        yield Check("ledger rows", *rehash.batch_roots(connection, progress, scope))
-    progress("summing the ledger, to compare it with the rollups")
-    yield from _rollups(connection, scope)
+        if unread is None:
+            yield Check("ledger rows", *rehash.batch_roots(connection, progress, scope))
+        else:
+            yield _unread("ledger rows")
+    if unread is None:
+        progress("summing the ledger, to compare it with the rollups")
+        yield from _rollups(connection, _through(scope, archived))
+    else:
+        yield from (_unread("usage_quarters"), _unread("pool_minutes"))
     progress("walking the chains of watermarks, catalogs and interventions")
     yield _watermarks(connection, scope)
     revision = (
@@ -80,11 +95,44 @@ def verify(
         )
 
 
+def _unread(name: str) -> Check:
+    return Check(name, "not compared", "needs every archived day, and one of them cannot be read")
+
+
+#: Marks in a statement for `_through`.
+_IN_POSTGRES: Final = "/* in Postgres */ true"
+_ARCHIVED_ROWS: Final = "/* and archived rows */"
+_ARCHIVED_MINUTES: Final = "/* and archived minutes */"
+
+
+def _through(scope: Scope, archived: Sequence[archives.Archive]) -> Scope:
+    """The scope, reading archived days from what `archived_sums.stage` made of them."""
+    if not archived:
+        return scope
+    # as of a watermark only the batches of then; else also those that no batch row names
+    known = "" if scope is everything else "WHERE batch_id IN (SELECT batch_id FROM ingest_batches)"
+    marks = {
+        _IN_POSTGRES: archives.in_postgres(archived),
+        _ARCHIVED_ROWS: f"UNION ALL SELECT batch_id, source_id, rows FROM archived_batches {known}",
+        _ARCHIVED_MINUTES: f"UNION ALL SELECT minute, series_id, interval_id, {', '.join(SUMS)} "
+        "FROM archived_minutes JOIN folded USING (batch_id)",
+    }
+
+    def scoped(statement: str) -> str:
+        for mark, stands_for in marks.items():
+            statement = statement.replace(mark, stands_for)
+        return scope(statement)
+
+    return scoped
+
+
 #: What a batch says of itself, its sources say of it, and the ledger holds of it; in one pass over the ledger. The
 #: source of a compensating entry is that of its target. Outcomes per source are kept since the first batch of them.
-_COUNTED: Final = """
+_COUNTED: Final = f"""
     WITH counted AS MATERIALIZED (
-        SELECT batch_id, abs(source_id) AS source_id, count(*) AS rows FROM usage_events GROUP BY 1, 2),
+        SELECT batch_id, source_id, sum(rows)::bigint AS rows FROM (
+            SELECT batch_id, abs(source_id) AS source_id, count(*) AS rows FROM usage_events
+            WHERE {_IN_POSTGRES} GROUP BY 1, 2 {_ARCHIVED_ROWS}) parts GROUP BY 1, 2),
     held AS (SELECT batch_id, sum(rows)::bigint AS rows FROM counted GROUP BY 1),
     said AS (
         SELECT batch_id, sum(accepted)::bigint AS accepted, sum(duplicate)::bigint AS duplicate,
@@ -257,8 +305,8 @@ _RECOMPUTED: Final = f"""
         SELECT date_bin('1 minute', occurred_at, 'epoch') AS minute, series_id, interval_id,
             sum({REQUESTS}) AS requests,
             {", ".join(f"sum({meter}) AS {meter}" for meter in METERS)}
-        FROM usage_events JOIN folded USING (batch_id) WHERE {COUNTS}
-        GROUP BY 1, 2, 3),
+        FROM usage_events JOIN folded USING (batch_id) WHERE {COUNTS} AND {_IN_POSTGRES}
+        GROUP BY 1, 2, 3 {_ARCHIVED_MINUTES}),
     quarters AS (
         SELECT date_bin('15 minutes', minute, 'epoch') AS quarter_start, series_id, interval_id, {_SUMMED}
         FROM minutes GROUP BY 1, 2, 3),
@@ -268,7 +316,8 @@ _RECOMPUTED: Final = f"""
         GROUP BY minute, {_POOL_KEY}, interval_id)"""
 
 
-def _compared(recomputed: str, rollup: str, key: str) -> str:
+def compared(recomputed: str, rollup: str, key: str) -> str:
+    """The query for the first row in which a rollup differs from what was computed again."""
     told, kept = (", ".join(f"{side}.{name}" for name in SUMS) for side in ("l", "r"))
     return (
         f"(SELECT '{rollup}' AS rollup, to_jsonb(l) AS ledger, to_jsonb(r) AS kept "
@@ -281,11 +330,11 @@ def _rollups(connection: Connection, scope: Scope) -> Iterator[Check]:
     """Every rollup row, interval by interval, against the ledger rows of the batches folded into it."""
     keys = {"usage_quarters": "quarter_start, series_id", "pool_minutes": f"minute, {_POOL_KEY}"}
     query = (
-        f"{_RECOMPUTED} {_compared('quarters', 'usage_quarters', keys['usage_quarters'])} "
-        f"UNION ALL {_compared('pools', 'pool_minutes', keys['pool_minutes'])}"
+        f"{_RECOMPUTED} {compared('quarters', 'usage_quarters', keys['usage_quarters'])} "
+        f"UNION ALL {compared('pools', 'pool_minutes', keys['pool_minutes'])}"
     )
     found = connection.execute(text(scope(query)), {"open_interval": open_interval(connection)}).all()
-    differences = {row.rollup: _rollup_difference(row.ledger, row.kept, keys[row.rollup]) for row in found}
+    differences = {row.rollup: rollup_difference(row.ledger, row.kept, keys[row.rollup]) for row in found}
     for rollup in keys:
         count = connection.execute(text(scope(f"SELECT count(*) FROM {rollup}"))).scalar_one()
         yield Check(rollup, f"{count:,} rows", differences.get(rollup))
@@ -315,7 +364,8 @@ def _rollups(connection: Connection, scope: Scope) -> Iterator[Check]:
     )
 
 
-def _rollup_difference(ledger: dict[str, Any] | None, kept: dict[str, Any] | None, key: str) -> str:
+def rollup_difference(ledger: dict[str, Any] | None, kept: dict[str, Any] | None, key: str) -> str:
+    """In words, what `compared` found."""
     row = ledger or kept or {}
     place = ", ".join(f"{name} {row[name]}" for name in (*key.split(", "), "interval_id"))
     if kept is None:
