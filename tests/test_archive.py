@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from sqlalchemy import Connection, text
 from typer.testing import CliRunner
 
@@ -118,6 +119,7 @@ def test_a_day_goes_to_a_file_and_comes_back_row_for_row(settings: Settings, led
         worker.restore_day(settings, FIRST)
     # and takes rows again, and is archived again
     ledger.batch(1, [Event("2026-10-01 10:00:00")])
+    fold.run(until_idle=True, settings=settings)
     assert worker.archive_day(settings, FIRST, TODAY).rows == 6
     assert len(ledger.execute("SELECT archive_id FROM archives")) == 2
 
@@ -126,6 +128,10 @@ def test_sums_of_archived_days_are_compared(settings: Settings, ledger: Ledger) 
     worker.archive_day(settings, FIRST, TODAY)
     worker.archive_day(settings, FIRST + DAY, TODAY)
     assert differences(settings) == {}
+    with postgres.reading(settings, scratch=archived_sums.SCRATCH) as connection:
+        as_of = list(verify(connection, roots=True, watermark_id=1))
+    assert [each.seen for each in as_of if each.name == "batch counts"] == ["1 batches, 4 accepted events"]
+    assert not [each for each in as_of if each.difference]
     ledger.execute("UPDATE usage_quarters SET output_tokens = 4 WHERE quarter_start = '2026-10-01 10:00Z'")
     assert (
         "output_tokens sum to 10 in the ledger, the rollup says 4" in differences(settings)["usage_quarters"]
@@ -319,6 +325,14 @@ def test_two_at_once_and_a_report_that_reads_the_day(settings: Settings, ledger:
     assert ledger.execute("SELECT to_regclass('usage_events_20261001')") == [(None,)]
 
 
+@pytest.fixture
+def logs_end_here() -> Iterator[None]:
+    """The commands configure the logs, onto the output that the runner takes away again."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("logs_end_here")
 def test_tending_archives_what_is_due_and_the_commands_say_what_they_did(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,4 +183,5 @@ def knowledge(connection: Connection) -> Iterator[Connection]:
         if not connection.invalidated and not connection.closed:
             connection.execution_options(isolation_level="READ COMMITTED")
             connection.exec_driver_sql(f"SELECT pg_advisory_unlock({KNOWLEDGE})")
+            connection.exec_driver_sql("RESET lock_timeout")
             connection.commit()
