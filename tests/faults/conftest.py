@@ -101,10 +101,13 @@ def traffic(request: pytest.FixtureRequest) -> Traffic:
 
 
 @pytest.fixture
-def nothing_lost(ready: Settings, database: psycopg.Connection[Any], traffic: Traffic) -> Callable[[], None]:
-    """Read what is left, then hold everything against the dictionaries; a second run moves nothing."""
+def nothing_lost(
+    ready: Settings, database: psycopg.Connection[Any], traffic: Traffic, start: Started
+) -> Callable[[], None]:
+    """Kill what runs, read what is left, hold everything against the dictionaries; a second run moves nothing."""
 
     def check() -> None:
+        start.kill()
         calm = ready.model_copy(update={"consumer_group": f"calm-{uuid.uuid4().hex}"})
         seen = []
         for _ in range(2):

@@ -31,6 +31,7 @@ class Proxy:
         self.stalled = False
         self.delay_seconds = 0.0
         self._swallow: bytes | None = None
+        self._swallow_after = b""
         self._cut_after: int | None = None
         self._pairs: dict[int, tuple[socket.socket, socket.socket]] = {}
         self._lock = threading.Lock()
@@ -75,9 +76,13 @@ class Proxy:
         """Reset the connection over which, from now on, the `count`th byte of a client goes."""
         self._cut_after = count
 
-    def swallow_reply_to(self, sent: bytes) -> None:
-        """Pass on the next piece of a client that holds these bytes; drop the reply and cut the client off."""
-        self._swallow = sent
+    def swallow_reply_to(self, sent: bytes, *, after: bytes = b"") -> None:
+        """Pass on the next piece of a client that holds these bytes; drop the reply and cut the client off.
+
+        With `after`: the next one after a piece that holds those.
+        """
+        with self._lock:
+            self._swallow, self._swallow_after = sent, after
 
     def blackhole(self) -> int:
         """Drop every packet of the open connections on their way in, so that not even TCP answers any more.
@@ -166,7 +171,9 @@ class Proxy:
 
     def _is_swallowed(self, piece: bytes) -> bool:
         with self._lock:
-            if self._swallow is None or self._swallow not in piece:
+            if self._swallow is not None and self._swallow_after and self._swallow_after in piece:
+                self._swallow_after = b""
+            if self._swallow is None or self._swallow_after or self._swallow not in piece:
                 return False
             self._swallow = None
             return True
