@@ -139,5 +139,6 @@ def test_the_group_is_deleted_under_a_worker(
     feed(10)
     worker.send(signal.SIGCONT)
     worker.wait_for(lambda: received(database) == 20, "the second part")
-    assert worker.said().count('"claimed"') == 8, "four partitions, claimed twice"
+    # what it had fetched it may still append; then it finds that it is no member any more
+    worker.wait_for(lambda: worker.said().count('"claimed"') >= 8, "four partitions to be claimed twice")
     nothing_lost()

@@ -16,7 +16,7 @@ from kafka import KafkaProducer
 
 from metering.settings import Settings
 from sandbox import servers
-from tests.event_maker import event, produce
+from tests.event_maker import event
 from tests.faults.conftest import Started, now
 from tests.faults.oracle import POISON, Traffic, send
 from workers import ingest
@@ -75,29 +75,6 @@ def test_poison_is_rejected_and_its_neighbours_stay(
         row[0] for row in database.execute("SELECT DISTINCT code FROM rejects WHERE payload_bytes > 4194304")
     }
     assert codes == {"record_too_large"}
-
-
-def test_input_that_is_bad_throughout_stops_its_sources_and_nobody_spins(
-    ready: Settings, database: psycopg.Connection[Any]
-) -> None:
-    """Every source is stopped by name; what comes is kept as rejects, and the positions go on."""
-    strict = ready.model_copy(update={"reject_window_events_min": 50})
-    at = now() - timedelta(hours=1)
-    bad = [
-        [event(f"{record}-{n}", at, source=f"broken-{n % 3}", usage__output_tokens=-1) for n in range(60)]
-        for record in range(10)
-    ]
-    produce(strict, bad, partition=0)
-    ingest.work(strict, until_idle=True)
-    assert one(database, "SELECT count(*) FROM rejects") == 600
-    assert one(database, "SELECT count(*) FROM usage_events") == 0
-    assert one(database, "SELECT next_offset FROM stream_positions WHERE partition = 0") == 10
-    stopped = database.execute("SELECT source FROM source_stops WHERE stopped ORDER BY 1").fetchall()
-    assert stopped == [("broken-0",), ("broken-1",), ("broken-2",)]
-    # good events of a stopped source are kept too, until somebody lets it go on
-    produce(strict, [[event("good", at, source="broken-0")]], partition=0)
-    ingest.work(strict, until_idle=True)
-    assert one(database, "SELECT count(*) FROM rejects WHERE code = 'source_stopped'") == 1
 
 
 def test_a_damaged_batch_stops_the_worker_and_nothing_is_skipped(
