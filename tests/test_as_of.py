@@ -21,6 +21,7 @@ from tests.ledger_builder import Event, Ledger, instant
 from tests.test_report_commands import CATALOG
 from workers import fold, settle
 from workers.exporting import export_period
+from workers.rebuild import rebuild
 from workers.reports import MARGIN_BY, UNRATED_BY, capacity_report, margin_report
 
 PERIOD = parse_period("2026-11-20..2026-11-23")
@@ -162,6 +163,13 @@ def test_what_was_pinned_is_the_same_bytes_for_ever_and_on_a_restored_cluster(
     ledger.batch(second, [event("j", "21T10:02", (6, 6), **POOLED)], until="2026-11-23T01:00:00")
     fold.run(until_idle=True, settings=settings)
     assert differing(reports(settings, pinned, tmp_path / "later"), kept) == []
+    ledger.execute(
+        "UPDATE usage_quarters q SET output_tokens = q.output_tokens + 1 FROM series s "
+        "WHERE s.series_id = q.series_id AND s.pool IS NULL"
+    )
+    assert differing(reports(settings, pinned, tmp_path / "damaged"), kept) != []
+    assert rebuild(settings, dry_run=False).swapped
+    assert differing(reports(settings, pinned, tmp_path / "rebuilt"), kept) == []
     # it is not that nothing moves: the other knowledge says something else in every report that has rows
     now = reports(settings, later, tmp_path / "second")
     assert {"margin by customer, csv", "capacity by minute, parquet"} <= set(differing(now, kept))

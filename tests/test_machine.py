@@ -37,6 +37,7 @@ from sandbox import servers
 from tests.event_maker import event, event_id
 from workers import fold, provision, replay, settle
 from workers.batching import Batching, Timings
+from workers.rebuild import rebuild
 
 EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "6"))
 STEPS = 40
@@ -400,6 +401,10 @@ class Metering(RuleBasedStateMachine):
         while fold.fold_once(self.folding, self.settings, series):
             pass
         self.folded = self.oracle.usage()
+
+    @rule()
+    def rebuild_changes_nothing(self) -> None:
+        assert not rebuild(self.settings, dry_run=False).swapped
 
     @rule()
     def pin(self) -> None:

@@ -41,6 +41,8 @@ def plan_skip(settings: Settings, partition: int, to_offset: int) -> Move:
             f"partition {partition}: the log holds offsets {first} to {end}, our position is {at.next_offset}; nothing is "
             f"there to skip. To go on with what the log holds: `metering stream gap {partition} --reason ...`"
         )
+    if at.next_offset == end:
+        raise BadInput(f"partition {partition} is read to its end, offset {end}: there is nothing to skip")
     if not at.next_offset < to_offset <= end:
         raise BadInput(
             f"--to {to_offset}: partition {partition} stands at offset {at.next_offset} and its log ends at {end}; "
