@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from types import TracebackType
 
+#: After that long without an answer a server's keepalives end a connection (10 s, then 3 times 5 s).
+KEEPALIVE_SECONDS = 25.0
 _SO_ATTACH_FILTER = 26
 #: BPF_RET | BPF_K with 0: of each packet keep nothing.
 _DROP_ALL = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
@@ -33,6 +35,7 @@ class Proxy:
         self._swallow: bytes | None = None
         self._swallow_after = b""
         self._cut_after: int | None = None
+        self._given_up: dict[socket.socket, float] = {}
         self._pairs: dict[int, tuple[socket.socket, socket.socket]] = {}
         self._lock = threading.Lock()
         self._open = True
@@ -87,10 +90,12 @@ class Proxy:
     def blackhole(self) -> int:
         """Drop every packet of the open connections on their way in, so that not even TCP answers any more.
 
-        New connections pass. Returns how many there were.
+        New connections pass. The server hears of it when its keepalives would have told it. Returns how many
+        there were.
         """
         with self._lock:
             pairs = list(self._pairs.values())
+            self._given_up |= {client: time.monotonic() + KEEPALIVE_SECONDS for client, _ in pairs}
         for client, _ in pairs:
             client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all())
         self.hits["blackholed"] += len(pairs)
@@ -134,6 +139,7 @@ class Proxy:
         finally:
             with self._lock:
                 self._pairs.pop(id(pair), None)
+                self._given_up.pop(client, None)
             client.close()
             server.close()
 
@@ -144,6 +150,8 @@ class Proxy:
             selector.register(server, selectors.EVENT_READ, client)
             while self._open:
                 ready = selector.select(0.1)
+                if time.monotonic() > self._given_up.get(client, float("inf")):
+                    return
                 if self.stalled and ready:
                     self.hits["stalled"] += 1
                     while self.stalled and self._open:
