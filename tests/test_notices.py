@@ -155,6 +155,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (HEARTBEAT, {"data__complete_until": _ABSENT}, "missing_field", "data.complete_until"),
     (HEARTBEAT, {"data__complete_until": ""}, "time_invalid", "data.complete_until"),
     (HEARTBEAT, {"data__complete_until": "2026-10-31T12:00:00"}, "time_invalid", "data.complete_until"),
+    (HEARTBEAT, {"data__complete_until": "0001-01-01T00:00:00+00:01"}, "time_invalid", "data.complete_until"),
     (HEARTBEAT, {"data__complete_until": "2099-01-01T00:00:00Z"}, "time_from_future", "data.complete_until"),
 ]  # fmt: skip
 

@@ -223,6 +223,21 @@ def test_every_void_has_its_outcome_and_a_second_run_moves_nothing(
     assert state(ledger) == before
 
 
+def test_a_void_ends_where_another_row_stands_in_the_place_of_its_entry(
+    settings: Settings, ledger: Ledger
+) -> None:
+    """A producer uses the name and an id of an adjustment downwards."""
+    intake = ledger.intake()
+    taken = event("n-1", source="adjustments", event_type=6, compensates=True)
+    ledger.batch(intake, [taken, event("n-1", source="adjustments")])
+    ledger.batch(intake, [void("v-1", "n-1", "both", voids_source="adjustments")])
+    with postgres.connect_driver(settings, "settle") as connection:
+        connection.autocommit = True
+        step = settle.Settle(connection, settings)
+        assert [step.settle_some(), step.settle_some()] == [1, 0]
+    assert settlements(ledger) == {"v-1": "second_void"}
+
+
 def test_an_archived_event_and_a_crash_and_two_settles_at_once(
     settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

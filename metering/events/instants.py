@@ -11,6 +11,9 @@ _TEXT_BYTES_MAX: Final = 64
 _DIGITS: Final = np.array([0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18])
 _MONTH_DAYS: Final = np.array([0, 31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 _DAY_US: Final = 86_400_000_000
+#: 0001-01-01 and 10000-01-01 UTC: no Python instant lies outside.
+_FIRST_US: Final = -62_135_596_800_000_000
+_END_US: Final = 253_402_300_800_000_000
 
 Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.signedinteger]
@@ -27,7 +30,8 @@ def parse_instants(texts: pl.Series) -> pl.Series:
     """RFC 3339 texts -> instants (UTC, microseconds); null where a text is not one.
 
     A zone is required (`Z` or +hh:mm). Finer fractions are floored to the microsecond. A leap second (:60)
-    is refused, for a moment must have one place on the time line; so is the year 0000.
+    is refused, for a moment must have one place on the time line; so is what lies outside of the years 1 to
+    9999 in UTC.
     """
     micros = np.zeros(len(texts), dtype=np.int64)
     valid = np.zeros(len(texts), dtype=np.bool_)
@@ -45,6 +49,7 @@ def parse_instants(texts: pl.Series) -> pl.Series:
             part = table if chosen.all() else table[chosen]
             places = rows if chosen.all() else rows[chosen]
             micros[places], valid[places] = _parse_table(part, zone_width)
+    valid &= (micros >= _FIRST_US) & (micros < _END_US)
     instants = pl.Series(texts.name, micros).cast(pl.Datetime("us", "UTC"))
     return instants if valid.all() else instants.zip_with(pl.Series(valid), instants.clear(len(texts)))
 

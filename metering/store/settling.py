@@ -106,7 +106,8 @@ def _open_void(row: Sequence[Any]) -> OpenVoid:
         target = Target(
             kind, event_id or "", tuple(values), source, project, seat, bytes(digest), tuple(dimensions)
         )
-    taken_back = back_type == EVENT_TYPES["compensation"]
+    # whatever stands under the target's negative id leaves no room for an entry that takes it back
+    taken_back = back_type is not None
     return OpenVoid(key, source_id, side, target_key, target_source_id, taken_back, target)
 
 

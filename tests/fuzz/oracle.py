@@ -595,7 +595,12 @@ def read_instant(text: str) -> int | None:
     if hours > 23 or minutes > 59:
         return None
     offset = (hours * 60 + minutes) * 60_000_000
-    return micros - offset if match[9] == "+" else micros + offset
+    micros += -offset if match[9] == "+" else offset
+    try:
+        EPOCH + micros * MICROSECOND
+    except OverflowError:
+        return None
+    return micros
 
 
 def time_of_id(text: str) -> int | None:
