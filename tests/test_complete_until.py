@@ -148,6 +148,28 @@ def test_registered_sources_hold_it_back_by_name(stored: Settings, ledger: Ledge
         assert [check for check in verify(connection, roots=True) if check.difference] == []
 
 
+def test_a_heartbeat_counts_once_all_that_was_appended_before_it_is_read(
+    stored: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
+    """A source that was cut off sends two hours at once; of one partition the worker is slow."""
+    apply(stored, tmp_path / "catalog", REGISTERED.partition("  - {source: eastern")[0])
+    first, second = ledger.intake(0), ledger.intake(1)
+
+    def batch(intake: int, until: str, *events: Event) -> None:
+        ledger.batch(intake, events, until=f"2026-10-31 {until}")
+        fold.run(until_idle=True, settings=stored)
+
+    batch(first, "10:00:00", beat(1, "10:00"))
+    for intake in (first, second):
+        batch(intake, "12:00:00", Event("2026-10-31 12:00:00", source="other"))
+    assert (complete(stored), holder(stored)) == ("10:00", "gateway")
+    batch(first, "12:01:00", Event("2026-10-31 10:20:00"), beat(2, "12:01"))
+    # what it speaks of and what is 90 minutes late lies in the other one
+    assert (complete(stored), holder(stored)) == ("10:00", "gateway")
+    batch(second, "12:01:00", Event("2026-10-31 10:30:00"))
+    assert (complete(stored), holder(stored)) == ("11:51", "0")
+
+
 def test_the_last_heartbeats_are_found_by_their_index(
     stored: Settings, ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -210,6 +232,10 @@ def test_an_event_of_2099_an_idle_partition_and_a_dead_worker(
         database.execute(
             "UPDATE stream_positions SET seen_until = %s WHERE partition = 3", (now - timedelta(minutes=5),)
         )
+        page = {fact.name: fact for fact in now_report(quick).facts}["complete until"]
+        assert "not every partition is read as far as these" in page.says
+        # the heartbeats were appended before that
+        database.execute("UPDATE ingest_batches SET appended_until = %s", (now - timedelta(minutes=6),))
     with postgres.reading(quick) as connection:
         assert watermarks.complete_until(connection, quick) == now - timedelta(minutes=5)
         held = watermarks.holding_back(connection, quick)

@@ -250,7 +250,12 @@ def _complete(
         says += f": nothing of partition {partition.partition} of {partition.topic} was seen and folded yet; "
         return Fact("complete until", says + "are `metering work ingest` and `fold` running?", "bad", values)
     if source is not None and (complete is None or source.complete_until is None):
-        says += f": registered source {source.source} has never sent a heartbeat"
+        says += f": registered source {source.source} has "
+        says += (
+            "never sent a heartbeat"
+            if source.last_at is None
+            else "sent heartbeats, and not every partition is read as far as these"
+        )
         return Fact("complete until", says, "bad", values)
     assert complete is not None, "what reaches somewhere has been seen"
     behind = at - complete - timedelta(seconds=settings.allowed_lateness_seconds)

@@ -39,15 +39,17 @@ def _heartbeats(folded: bool) -> str:
     end before it one suffices, to go on from.
     """
     joined = _FOLDED if folded else ""
+    appended = "coalesce(b.appended_until, occurred_at)" if folded else "occurred_at"
     return f"""
     WITH registered AS MATERIALIZED ({_REGISTERED}),
     pinned AS (SELECT max(complete_until) AS until FROM watermarks)
-    SELECT r.*, h.sequence, h.occurred_at, h.complete_until FROM registered r CROSS JOIN pinned p
+    SELECT r.*, h.sequence, h.occurred_at, h.complete_until, h.appended_until FROM registered r CROSS JOIN pinned p
     LEFT JOIN sources s USING (source)
     LEFT JOIN LATERAL (SELECT occurred_at FROM heartbeats {joined}
         WHERE source_id = s.source_id AND complete_until < p.until
         ORDER BY occurred_at DESC LIMIT 1) start ON true
-    LEFT JOIN LATERAL (SELECT h.sequence, occurred_at, complete_until FROM heartbeats h {joined}
+    LEFT JOIN LATERAL (SELECT h.sequence, occurred_at, complete_until, {appended} AS appended_until
+        FROM heartbeats h {joined}
         WHERE source_id = s.source_id AND occurred_at >= coalesce(start.occurred_at, '-infinity')
         OFFSET 0) h ON true
     ORDER BY r.source, h.occurred_at, h.sequence"""
@@ -55,11 +57,15 @@ def _heartbeats(folded: bool) -> str:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """One heartbeat: its number, when it was made, and the time before which its source had sent all."""
+    """One heartbeat: its number, when it was made, and the time before which its source had sent all.
+
+    `counts`: whether all is read that stood in the log before it. What it speaks of may lie in other partitions.
+    """
 
     sequence: int
     occurred_at: datetime
     complete_until: datetime
+    counts: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class SourceState:
-    """A registered source: complete until when (None: no heartbeat of it is known), and the gap that holds it."""
+    """A registered source: complete until when (None: no heartbeat of it counts yet), and the gap that holds it."""
 
     source: str
     silent_after_seconds: int
@@ -120,7 +126,8 @@ def walk(heartbeats: Iterable[Heartbeat], accepted: Sequence[Gap]) -> tuple[date
             if number > last.sequence + 1 and not _accepted(_gap(last, ahead[number]), accepted):
                 break
             last = ahead.pop(number)
-            until = last.complete_until if until is None else max(until, last.complete_until)
+            if last.counts:
+                until = last.complete_until if until is None else max(until, last.complete_until)
     return until, _gap(last, ahead[min(ahead)]) if last is not None and ahead else None
 
 
@@ -132,13 +139,20 @@ def _accepted(gap: Gap, accepted: Sequence[Gap]) -> bool:
     return any(one.holds(gap) for one in accepted)
 
 
-def source_states(connection: Connection, *, folded: bool) -> list[SourceState]:
-    """Every registered source, by name; `folded`: heartbeats count only where the fold has taken their batch."""
+def source_states(
+    connection: Connection, *, folded: bool, read_until: datetime | None = None
+) -> list[SourceState]:
+    """Every registered source, by name.
+
+    `folded`: heartbeats count only where the fold has taken their batch, and where that was appended at or
+    before `read_until`, the time until which every partition is read.
+    """
     found: dict[str, tuple[Any, list[Heartbeat]]] = {}
     for row in connection.execute(text(_heartbeats(folded))):
         _, heartbeats = found.setdefault(row.source, (row, []))
         if row.sequence is not None:
-            heartbeats.append(Heartbeat(row.sequence, row.occurred_at, row.complete_until))
+            counts = not folded or (read_until is not None and row.appended_until <= read_until)
+            heartbeats.append(Heartbeat(row.sequence, row.occurred_at, row.complete_until, counts))
     accepted = _accepted_gaps(connection) if found else {}
     states = []
     for source, (row, heartbeats) in found.items():

@@ -130,7 +130,7 @@ def complete_until(connection: Connection, settings: Settings | None = None) -> 
 
     The least `seen_until` over all partitions in use less the allowed lateness, no later than the last
     heartbeat of every registered source, and never before that of the last watermark. What was committed but
-    not folded yet counts as not seen.
+    not folded yet counts as not seen; a heartbeat counts once every partition is read as far as it.
     """
     configured = settings or process_settings()
     pinned: datetime | None = connection.execute(
@@ -158,7 +158,12 @@ def holding_back(connection: Connection, settings: Settings) -> HeldBack | Sourc
     if row is None:
         return None
     unknown = datetime.min.replace(tzinfo=UTC)
-    everything: list[HeldBack | SourceState] = [HeldBack(*row), *source_states(connection, folded=True)]
+    partition = HeldBack(*row)
+    # the end of an idle partition is noted as seen at the time it was asked for less this
+    skew = timedelta(seconds=settings.clock_skew_seconds)
+    read_until = None if partition.seen_until is None else partition.seen_until + skew
+    states = source_states(connection, folded=True, read_until=read_until)
+    everything: list[HeldBack | SourceState] = [partition, *states]
     return min(everything, key=lambda held: reach(held, settings) or unknown)
 
 
