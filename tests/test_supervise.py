@@ -135,7 +135,15 @@ def programs(**scripts: str) -> Callable[[str], list[str]]:
 
 
 def alive() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "time.sleep" in " ".join(child.cmdline())]
+    """The workers of these tests; other tests of this process may have left children of their own."""
+    return [child for child in psutil.Process().children() if script(child) in (SLEEP, DEAF)]
+
+
+def script(child: psutil.Process) -> str:
+    try:
+        return child.cmdline()[-1]
+    except (psutil.Error, IndexError):
+        return "ended"
 
 
 def test_a_worker_that_never_works_stops_all_and_is_named(capfd: pytest.CaptureFixture[str]) -> None:
@@ -168,11 +176,14 @@ def test_what_does_not_end_is_killed_when_time_is_up_or_at_the_second_signal(
     settings = of(Settings(), worker_stop_seconds_max=seconds)
 
     def ask() -> None:
-        until(lambda: len(alive()) == len(supervise.names(1)))
-        time.sleep(0.3)
-        for _ in range(signals):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)
+        try:
+            until(lambda: len(alive()) == len(supervise.names(1)))
+            time.sleep(0.3)
+        finally:
+            # whatever went wrong, nobody waits for ever
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
 
     asking = threading.Thread(target=ask)
     asking.start()
