@@ -388,17 +388,24 @@ class Campaign:
         for partition, value in self._traffic.records(RECORDS_PER_ROUND):
             self._records[partition].append(value)
         struck: list[str] = []
+        over = threading.Event()
         injectors = [
             threading.Thread(
-                target=self._inject, args=(random.Random(self._random.getrandbits(64)), until, struck)
+                target=self._inject, args=(random.Random(self._random.getrandbits(64)), until, over, struck)
             )
             for _ in range(2)
         ]
         for injector in injectors:
             injector.start()
-        self._send(until)
-        for injector in injectors:
-            injector.join()
+        try:
+            self._send(until)
+        except BaseException:
+            # whoever is asked to stop throws no fault any more at what is being taken down
+            over.set()
+            raise
+        finally:
+            for injector in injectors:
+                injector.join()
         before = self.hits["killed at a random point"]
         drained = self._drain()
         at_a_point = self.hits["killed at a random point"] - before
@@ -419,10 +426,9 @@ class Campaign:
         )
         return not found
 
-    def _inject(self, draw: random.Random, until: float, struck: list[str]) -> None:
+    def _inject(self, draw: random.Random, until: float, over: threading.Event, struck: list[str]) -> None:
         names = self.faults()
-        while time.monotonic() < until:
-            time.sleep(draw.uniform(0.2, 3.0))
+        while time.monotonic() < until and not over.wait(draw.uniform(0.2, 3.0)):
             name = draw.choice(sorted(names, key=lambda n: (self.hits[n], n))[: len(names) * 2 // 3])
             try:
                 hit = names[name](random.Random(draw.getrandbits(64)))
