@@ -311,6 +311,19 @@ def test_what_the_store_refuses_is_narrowed_down_to_its_record(
     assert outcome(database)["received"] == 6
 
 
+def test_a_content_type_that_no_column_can_hold_is_a_reject(
+    ready: Settings, database: psycopg.Connection[Any]
+) -> None:
+    producer = KafkaProducer(bootstrap_servers=ready.kafka_bootstrap, enable_idempotence=True)
+    producer.send(ready.kafka_topic, b"{}", partition=0, headers=[("content-type", b"text/\0plain")])
+    producer.close()
+    produce(ready, [[event("a", NOW)]], partition=0)
+    assert ingest.work(ready, until_idle=True)["accepted"] == 1
+    assert database.execute("SELECT code, content_type FROM rejects").fetchall() == [
+        ("content_type_unknown", "text/\ufffdplain")
+    ]
+
+
 def test_a_source_with_a_new_series_for_every_event_is_stopped_by_name(
     ready: Settings, database: psycopg.Connection[Any]
 ) -> None:

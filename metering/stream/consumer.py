@@ -247,5 +247,6 @@ def _content_type(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
     content_type = None
     for name, value in headers:
         if name.lower() == "content-type" and value is not None:
-            content_type = value.decode("utf-8", "replace")
+            # kept beside a reject: no text of the database holds a NUL
+            content_type = value.decode("utf-8", "replace").replace("\0", "\ufffd")
     return content_type
