@@ -12,12 +12,13 @@ from sqlalchemy import Connection, text
 from typer.testing import CliRunner
 
 from metering.errors import BadInput, Unavailable, WrongWorld
+from metering.events.identity import uuid7_text
 from metering.settings import Settings, read_settings
-from metering.store import archived_sums, archives, partitions, postgres
+from metering.store import archived_sums, archives, findings, partitions, passes, postgres
 from metering.store.verify import verify
-from tests.ledger_builder import Event, Ledger
+from tests.ledger_builder import Event, Ledger, instant
 from workers import archive as worker
-from workers import fold, tend
+from workers import fold, provision, settle, tend
 
 FIRST = date(2026, 10, 1)
 DAY = timedelta(days=1)
@@ -364,3 +365,107 @@ def test_tending_archives_what_is_due_and_the_commands_say_what_they_did(
     assert "ok   archives: 2 days" in verified.stdout
     back = run.invoke(app, ["archive", "restore", "2026-10-02"])
     assert "2026-10-02: 2 rows are in Postgres again" in back.stderr
+
+
+def open_findings(ledger: Ledger) -> list[str]:
+    """The kinds of the findings that are open."""
+    rows = ledger.execute(
+        "SELECT kind FROM (SELECT DISTINCT ON (kind, subject) * FROM findings "
+        "ORDER BY kind, subject, sequence DESC) last WHERE state = 'opened' ORDER BY 1"
+    )
+    return [row[0] for row in rows]
+
+
+def test_what_is_wrong_with_voids_stays_known_when_their_day_is_archived(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = uuid7_text(instant("2026-10-01T09:00:00"), b"0123456789")
+    ledger.batch(
+        1,
+        [
+            Event("2026-10-01 20:00:00", voids="a hashed id that never comes"),
+            Event("2026-10-01 20:00:01", voids="another", side="both"),
+        ],
+    )
+    fold.run(until_idle=True, settings=settings)
+    later = datetime.now(UTC) + 2 * DAY
+
+    def look() -> list[str]:
+        with postgres.connect(settings, "settle") as connection, connection.begin():
+            findings.record_voids(connection, settings.unmatched_void_seconds, later)
+        return open_findings(ledger)
+
+    assert look() == ["unmatched_void", "unmatched_void"]
+    with monkeypatch.context() as patch:
+        # a report holds the partition: it is archived and there still
+        patch.setattr(worker, "finish", lambda connection: None)
+        worker.archive_day(settings, FIRST, TODAY)
+    # the event is in Postgres and takes no compensating entry any more; nothing waits for that
+    ledger.batch(
+        1,
+        [
+            Event("2026-10-02 20:00:00", voids=target),
+            Event("2026-10-02 20:00:01", voids=ULID, side="both"),
+        ],
+    )
+    settle.run(until_idle=True, settings=settings)
+    fold.run(until_idle=True, settings=settings)
+    assert ledger.execute("SELECT outcome FROM settlements") == [("target_archived",)] * 2
+    worker.archive_day(settings, FIRST + DAY, TODAY)
+    assert ledger.execute("SELECT to_regclass('usage_events_20261001')") == [(None,)]
+    assert look() == ["target_archived", "target_archived", "unmatched_void", "unmatched_void"]
+    ledger.execute("TRUNCATE findings")
+    assert look() == ["target_archived", "target_archived", "unmatched_void", "unmatched_void"]
+
+
+def test_a_day_stays_while_its_requests_are_passed(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.batch(
+        1, [Event("2026-10-01 15:00:00", request="twice"), Event("2026-10-01 15:00:01", request="twice")]
+    )
+    pin(settings)
+    ledger.execute("UPDATE watermarks SET complete_until = '2026-10-19'")
+
+    def find() -> None:
+        with postgres.connect(settings, "settle") as connection:
+            while settle.find(connection, settings, datetime.now(UTC)):
+                pass
+
+    find()
+    assert open_findings(ledger) == ["double_billable", "repeated_attempt"]
+    ledger.execute("UPDATE finding_passes SET watermark_id = 0 WHERE day = '2026-10-01'")
+    pass_day = passes.pass_day
+
+    def archived_meanwhile(connection: Connection, due: passes.Due, *values: Any) -> findings.Recorded:
+        with pytest.raises(Unavailable, match="usage_events_20261001 is in use"):
+            worker.archive_day(settings.model_copy(update={"lock_timeout_ms": 50}), FIRST, TODAY)
+        return pass_day(connection, due, *values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(passes, "pass_day", archived_meanwhile)
+        find()
+    worker.archive_next(settings, FIRST)
+    find()
+    assert open_findings(ledger) == ["double_billable", "repeated_attempt"]
+
+
+def test_no_older_days_are_made_while_one_is_archived(settings: Settings, ledger: Ledger) -> None:
+    before = state(ledger)
+    with worker._alone(settings), pytest.raises(Unavailable, match=r"being archived or restored \(backend"):
+        provision.ensure_days(settings, FIRST - DAY, FIRST)
+    assert state(ledger) == before
+    assert provision.ensure_days(settings, FIRST - DAY, FIRST) == [FIRST - DAY]
+    with pytest.raises(BadInput, match="2026-10-01 is not the oldest day"):
+        worker.archive_day(settings, FIRST, TODAY)
+
+
+def test_an_address_that_takes_nothing_ends_no_worker(
+    settings: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    before = state(ledger)
+    nowhere = settings.model_copy(update={"archive_address": str(tmp_path / "file" / "folder")})
+    with pytest.raises(Unavailable, match=r"2026-10-01 could not be written to .*nothing was entered"):
+        worker.archive_day(nowhere, FIRST, TODAY)
+    assert state(ledger) == before

@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import text
 
-from metering.errors import BadInput
+from metering.errors import BadInput, Unavailable
 from metering.settings import Settings
 from metering.store import heartbeats, partitions, positions, postgres, schema
 from metering.stream.topics import Admin
@@ -50,10 +50,18 @@ def provision(settings: Settings, ledger_from: date | None = None) -> Iterator[s
 
 
 def ensure_days(settings: Settings, first: date, until: date) -> list[date]:
-    """Make the ledger's partitions of the days [first, until)."""
+    """Make the ledger's partitions of the days [first, until).
+
+    Never while a day is archived or restored: the days beneath one that is archived are not read from Postgres.
+    """
     with database_errors(), postgres.connect(settings, "owner") as connection:
         schema.check_version(connection)
         connection.rollback()
+        if not postgres.take_lock(connection, postgres.ARCHIVE):
+            holder = postgres.lock_holder(connection, postgres.ARCHIVE)
+            raise Unavailable(
+                f"a day is being archived or restored ({holder}); run the command again after it"
+            )
         return partitions.ensure(connection, first, until)
 
 

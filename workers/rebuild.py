@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from metering.core.folding import fold
 from metering.settings import Settings
-from metering.store import postgres, rollups, schema, shadow
+from metering.store import partitions, postgres, rollups, schema, shadow
 from metering.store.shadow import Difference, Folded
 from workers.fold import EVENTS_TARGET, SeriesPools
 from workers.loop import database_errors
@@ -42,6 +42,7 @@ class _Shadow:
 
     def catch_up(self, *, commit: bool) -> int:
         """Add what the rollups hold and the shadow does not; returns how many batches. `commit` after each group."""
+        partitions.hold(self._connection)
         batches = shadow.folded(self._connection, self._done)
         ahead = sum(batch.accepted for batch in batches) + self._events
         for group in _groups(batches):

@@ -213,8 +213,10 @@ class SettleWorker:
 def find(connection: Connection, settings: Settings, now: datetime) -> bool:
     """Record the findings of voids, of registered sources, and of one closed day that is due; True when another is.
 
-    A transaction each. If the process dies in the middle, what was not committed is found again.
+    A transaction each, of one snapshot. If the process dies in the middle, what was not committed is found again.
     """
+    # a later statement with a snapshot of its own would no longer see a day that is archived meanwhile
+    connection.execution_options(isolation_level="REPEATABLE READ")
     with connection.begin():
         voids = findings.record_voids(connection, settings.unmatched_void_seconds, now)
     with connection.begin():

@@ -23,9 +23,9 @@ from fsspec.implementations.local import LocalFileSystem
 from polars.io.plugins import register_io_source
 from sqlalchemy import Connection, text
 
-from metering.errors import BadInput, WrongWorld
+from metering.errors import BadInput, Unavailable, WrongWorld
 from metering.frames import INSTANT
-from metering.store import ledger_rows
+from metering.store import ledger_rows, partitions
 from metering.store.ledger_rows import COPY_COLUMNS, LEDGER_COLUMNS, LEDGER_ROW, Rows, record_dtype
 from metering.store.partitions import key_floor
 from metering.store.postgres import driver
@@ -82,7 +82,7 @@ def archives(connection: Connection) -> list[Archive]:
 
     Until the transaction ends no partition is detached under it.
     """
-    connection.exec_driver_sql("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE")
+    partitions.hold(connection)
     rows = connection.execute(
         text(
             "SELECT day, address, rows, bytes, sha256, first_batch_id, last_batch_id, archived_at FROM archives "
@@ -311,6 +311,7 @@ def write_day(connection: Connection, day: date, folder: str) -> Archive:
     """Write the rows of a partition, as the snapshot of `connection` shows them, to a file in `folder`.
 
     Its name holds its checksum, so that nothing is ever overwritten by something else. Nothing is entered.
+    Raises Unavailable where the address cannot be written to.
     """
     batches = batches_of(connection, day)
 
@@ -330,10 +331,16 @@ def write_day(connection: Connection, day: date, folder: str) -> Archive:
         system, path = filesystem(folder)
         # from the file system's own path: it knows how its addresses are written
         place = f"{path.rstrip('/')}/{partition(day)}-{digest.hex()[:16]}.parquet"
-        system.makedirs(path, exist_ok=True)
-        system.put_file(str(file), place)
-        if isinstance(system, LocalFileSystem):
-            _make_durable(Path(place))
+        try:
+            system.makedirs(path, exist_ok=True)
+            system.put_file(str(file), place)
+            if isinstance(system, LocalFileSystem):
+                _make_durable(Path(place))
+        except OSError as error:
+            raise Unavailable(
+                f"{day} could not be written to {folder}: {error}; nothing was entered or dropped. "
+                "Make METERING_ARCHIVE_ADDRESS writable, with room"
+            ) from error
     return Archive(
         day,
         str(system.unstrip_protocol(place)),

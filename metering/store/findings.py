@@ -147,15 +147,16 @@ def _json(value: object) -> str:
 # ---- of voids ------------------------------------------------------------------------------------------
 
 _VOID: Final = (
-    "jsonb_build_object('source', s.source, 'id', coalesce(nullif(u.event_id, ''), u.event_key::text), "
+    "jsonb_build_object('source', s.source, 'id', coalesce(nullif(u.event_id, ''), v.event_key::text), "
     "'occurred_at', v.occurred_at, 'side', v.side, 'reason', v.reason)"
 )
+#: A void of a day that was archived has its row in `voids` still, and what is wrong with it stands.
 _VOID_JOINS: Final = (
-    "JOIN usage_events u ON u.event_key = v.event_key AND u.source_id = v.source_id "
+    "LEFT JOIN usage_events u ON u.event_key = v.event_key AND u.source_id = v.source_id "
     "JOIN sources s ON s.source_id = v.source_id "
     "LEFT JOIN sources ts ON ts.source_id = v.target_source_id"
 )
-_VOID_SUBJECT: Final = "v.source_id || '/' || coalesce(nullif(u.event_id, ''), u.event_key::text)"
+_VOID_SUBJECT: Final = "v.source_id || '/' || coalesce(nullif(u.event_id, ''), v.event_key::text)"
 
 
 def record_voids(connection: Connection, unmatched_seconds: int, now: datetime) -> Recorded:

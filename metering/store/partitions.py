@@ -216,6 +216,15 @@ def drop(connection: Connection, parent: str, name: str) -> None:
             connection.execution_options(isolation_level="READ COMMITTED")
 
 
+def hold(connection: Connection) -> None:
+    """Keep every partition of the ledger where it is until the transaction ends.
+
+    For one that is REPEATABLE READ, as its first statement, which takes no snapshot by itself: a snapshot alone
+    keeps no day that is detached before the ledger is read, and this alone none from the next snapshot.
+    """
+    connection.exec_driver_sql("LOCK TABLE ONLY usage_events IN ACCESS SHARE MODE")
+
+
 def _inherited(connection: Connection, parent: str, name: str) -> Row[tuple[bool]] | None:
     return connection.execute(
         text(

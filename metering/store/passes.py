@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from metering.store.findings import Finding, Recorded, record
-from metering.store.partitions import key_floor
+from metering.store.partitions import hold, key_floor
 
 KINDS: Final = ("double_billable", "repeated_attempt")
 #: Events that the details of a finding name.
@@ -94,7 +94,12 @@ class Due:
 
 
 def next_due(connection: Connection) -> Due | None:
-    """The first closed day that is due for a pass, as of the last watermark; None when none is."""
+    """The first closed day that is due for a pass, as of the last watermark; None when none is.
+
+    In a REPEATABLE READ transaction, of which this is the beginning: the day stays there until its end, or its
+    findings would resolve when it is archived meanwhile.
+    """
+    hold(connection)
     row = connection.execute(text(_NEXT_DAY)).one_or_none()
     return None if row is None else Due(*row)
 

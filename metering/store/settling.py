@@ -58,6 +58,7 @@ def _selected(name: str, table: str) -> str:
     return f"(extract(epoch FROM {value}) * 1000000)::bigint" if name == "occurred_at" else value
 
 
+#: What lies below the floor is as good as dropped already: its partition takes no compensating entry any more.
 #: OFFSET 0 keeps each look-up a look-up of one key: without statistics of today's partition the planner
 #: would read it whole. Unmatched voids are left out before the limit, so that they keep nothing waiting.
 _READY: Final = f"""
@@ -66,13 +67,15 @@ _READY: Final = f"""
             b.event_type AS back_type, t.*
         FROM voids v
         LEFT JOIN LATERAL (SELECT event_type, {", ".join(_TARGET)} FROM usage_events u
-            WHERE u.event_key = v.target_key AND u.source_id = v.target_source_id OFFSET 0) t ON true
+            WHERE u.event_key = v.target_key AND u.source_id = v.target_source_id
+            AND v.target_key >= %(floor)s OFFSET 0) t ON true
         LEFT JOIN LATERAL (SELECT event_type FROM usage_events u
-            WHERE u.event_key = v.target_key AND u.source_id = -v.target_source_id OFFSET 0) b ON true
+            WHERE u.event_key = v.target_key AND u.source_id = -v.target_source_id
+            AND v.target_key >= %(floor)s OFFSET 0) b ON true
         WHERE NOT EXISTS (SELECT FROM settlements s
             WHERE s.void_key = v.event_key AND s.void_source_id = v.source_id)
-        AND (t.event_type IS NOT NULL OR b.event_type IS NOT NULL OR v.target_key < %s)
-        ORDER BY v.batch_id, v.occurred_at, v.event_key, v.source_id LIMIT %s)
+        AND (t.event_type IS NOT NULL OR b.event_type IS NOT NULL OR v.target_key < %(floor)s)
+        ORDER BY v.batch_id, v.occurred_at, v.event_key, v.source_id LIMIT %(most)s)
     SELECT r.event_key, r.source_id, r.side, r.target_key, r.target_source_id, r.back_type, r.event_type, r.event_id,
         coalesce(n.source, ''), coalesce(p.project, ''), coalesce(e.seat, ''),
         coalesce(decode(replace(s.series_digest::text, '-', ''), 'hex'), ''),
@@ -92,7 +95,9 @@ def read_ready(connection: Connection, voids_max: int) -> list[OpenVoid]:
     """
     floor = connection.execute("SELECT floor_at FROM ledger_floor").fetchone()
     least = UUID(int=0) if floor is None else key_floor(floor[0])
-    return [_open_void(row) for row in connection.execute(_READY, (least, voids_max)).fetchall()]
+    return [
+        _open_void(row) for row in connection.execute(_READY, {"floor": least, "most": voids_max}).fetchall()
+    ]
 
 
 def _open_void(row: Sequence[Any]) -> OpenVoid:
