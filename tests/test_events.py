@@ -336,6 +336,7 @@ WRONG: list[tuple[dict[str, Any], str, str | None]] = [
     ({"source": ""}, "source_invalid", "source"),
     ({"source": "s" * 201}, "source_invalid", "source"),
     ({"source": "\0"}, "source_invalid", "source"),
+    ({"source": "adjustments"}, "source_invalid", "source"),
     ({"source": _ABSENT}, "missing_field", "source"),
     ({"subject": _ABSENT}, "missing_field", "subject"),
     ({"subject": ""}, "text_invalid", "subject"),

@@ -122,6 +122,7 @@ def test_unknown_fields_are_dropped_and_counted() -> None:
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     *((event, {"id": "x" * 201}, "id_invalid", "id") for event in ALL),
     *((event, {"source": ""}, "source_invalid", "source") for event in ALL),
+    *((event, {"source": "adjustments"}, "source_invalid", "source") for event in ALL),
     *((event, {"time": "soon"}, "time_invalid", "time") for event in ALL),
     *((event, {"time": "2026-10-31T12:05:01Z"}, "time_from_future", "time") for event in ALL),
     *((event, {"time": "2001-01-01T00:00:00Z"}, "too_old", "time") for event in ALL),

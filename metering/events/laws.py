@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import polars as pl
 
-from metering.events.rejects import TEXT_BYTES_MAX, RejectCode
+from metering.events.rejects import SOURCE_OF_ADJUSTMENTS, TEXT_BYTES_MAX, RejectCode
 from metering.events.wire import NONBILLABLE_REASONS
 from metering.frames import INSTANT
 from metering.settings import Settings
@@ -174,6 +174,8 @@ def text_law(column: str, name: str, *, nul: bool) -> Law:
     broken = (size < 1) | (size > TEXT_BYTES_MAX)
     if nul:
         broken = broken | text.str.contains("\0", literal=True)
+    if column == "source":
+        broken = broken | (text == SOURCE_OF_ADJUSTMENTS)
     detail = (
         pl.when(size < 1)
         .then(pl.lit(f"{name} is empty; leave it out or name it"))
@@ -181,6 +183,8 @@ def text_law(column: str, name: str, *, nul: bool) -> Law:
         .then(
             pl.format("{} has {} bytes, at most {} are allowed", pl.lit(name), size, pl.lit(TEXT_BYTES_MAX))
         )
+        .when(text == SOURCE_OF_ADJUSTMENTS)
+        .then(pl.lit(f"{name} is '{SOURCE_OF_ADJUSTMENTS}', which is that of entries by hand; send another"))
         .otherwise(pl.lit(f"{name} holds a NUL"))
     )
     return Law(_TEXT_CODES.get(column, RejectCode.TEXT_INVALID), name, broken, detail)

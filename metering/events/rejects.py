@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 #: Longest id, source, customer or other text of an event, in bytes of UTF-8.
 TEXT_BYTES_MAX: Final = 200
+#: The source under which quantities are entered by hand; no producer may use it.
+SOURCE_OF_ADJUSTMENTS: Final = "adjustments"
 #: Longest detail of a reject, in characters.
 DETAIL_CHARACTERS_MAX: Final = 500
 
@@ -42,7 +44,10 @@ class RejectCode(StrEnum):
     VALUE_UNKNOWN = "value_unknown", "a field with a closed list of values has one that is not in it"
     QUANTITY_OUT_OF_RANGE = "quantity_out_of_range", "a number is negative or larger than it may be"
     ID_INVALID = "id_invalid", "the id is empty, longer than 200 bytes, or holds a NUL"
-    SOURCE_INVALID = "source_invalid", "the source is empty, longer than 200 bytes, or holds a NUL"
+    SOURCE_INVALID = (
+        "source_invalid",
+        "the source is empty, longer than 200 bytes, holds a NUL, or is `adjustments`, which is that of entries by hand",
+    )
     TEXT_INVALID = "text_invalid", "another text is empty, longer than 200 bytes, or holds a NUL"
     TIME_INVALID = (
         "time_invalid",

@@ -8,11 +8,12 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from metering.events.rejects import SOURCE_OF_ADJUSTMENTS
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 
 #: The source of every adjustment.
-SOURCE: Final = "adjustments"
+SOURCE: Final = SOURCE_OF_ADJUSTMENTS
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ _PLACEHOLDER = 0
 _UNJOINED_SESSIONS_MAX = 2.0
 #: The type of a record's timestamp that the broker sets.
 _LOG_APPEND_TIME = 1
+#: What is looked at of a content-type header.
+_HEADER_BYTES_MAX = 400
 
 
 class Record(NamedTuple):
@@ -247,6 +249,6 @@ def _content_type(headers: Iterable[tuple[str, bytes | None]]) -> str | None:
     content_type = None
     for name, value in headers:
         if name.lower() == "content-type" and value is not None:
-            # kept beside a reject: no text of the database holds a NUL
-            content_type = value.decode("utf-8", "replace").replace("\0", "\ufffd")
+            # kept beside every reject of the record: bounded, and no text of the database holds a NUL
+            content_type = value[:_HEADER_BYTES_MAX].decode("utf-8", "replace").replace("\0", "\ufffd")
     return content_type

@@ -412,6 +412,8 @@ def judge_event(piece: bytes, appended_at: datetime, bounds: Bounds) -> Verdict:
         event.text("id", required=True, code="id_invalid"),
         event.text("source", required=True, code="source_invalid"),
     )
+    if source == "adjustments":
+        codes.add("source_invalid")
     at = _instant(plain, codes)
     appended = (appended_at - EPOCH) // MICROSECOND
     floor = (bounds.ledger_floor - EPOCH) // MICROSECOND
