@@ -1,9 +1,11 @@
 """Heads that left the house: in every manifest and once a day in Slack; a rewritten history does not lead to them."""
 
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +19,7 @@ from metering.store import positions, postgres
 from metering.store.chain import batch_head
 from metering.store.verify import verify
 from metering.store.watermarks import watermark_head, watermarks
-from tests.ledger_builder import Event, Ledger
+from tests.ledger_builder import TOPIC, Event, Ledger
 from workers import evaluate, fold
 from workers.exporting import export_period, read_published
 
@@ -208,3 +210,31 @@ def test_heads_are_told_once_a_day(settings: Settings, ledger: Ledger) -> None:
     ledger.execute("DELETE FROM outbox")
     evaluate.run(quiet, until_idle=True)
     assert ledger.execute("SELECT count(*) FROM outbox") == [(0,)]
+
+
+def test_a_position_is_not_moved_within_a_pin(
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres.reading(settings) as connection:
+        at = positions.place(connection, TOPIC, 0)
+
+    def move() -> None:
+        with postgres.connect(settings, "operator") as connection, connection.begin():
+            positions.move(connection, at, at.next_offset + 5, "skip", by="someone", reason="poison")
+
+    moving = threading.Thread(target=move)
+    append = fold.append_watermark
+
+    def moved_meanwhile(*values: Any) -> Any:
+        moving.start()
+        moving.join(timeout=0.5)
+        return append(*values)
+
+    monkeypatch.setattr(fold, "append_watermark", moved_meanwhile)
+    with postgres.connect(settings, "fold") as connection:
+        fold.pin(connection, settings, "test")
+    moving.join()
+    for watermark_id in (1, None):
+        with postgres.reading(settings) as connection:
+            checks = verify(connection, roots=False, watermark_id=watermark_id)
+            assert not [check for check in checks if check.difference]

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 
 from metering.errors import BadInput, Unavailable, WrongWorld
 from metering.store.chain import GENESIS, head
+from metering.store.postgres import KNOWLEDGE
 
 _CLAIM_ATTEMPTS: Final = 5
 
@@ -198,8 +199,11 @@ def move(connection: Connection, at: Place, to_offset: int, kind: str, *, by: st
     Whoever holds the claim is fenced: what it has read and not appended is not appended any more. The
     intervention names the batch before which the position jumps, and both offsets: `verify` accepts this
     jump and no other. The caller commits; if the process dies before that, nothing has changed. Raises
-    BadInput when the position has moved since it was seen.
+    BadInput when the position has moved since it was seen. Waits for a fold or pin at work.
     """
+    # a move within a pin would be older than its watermark, and not in the positions that it pinned
+    connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
+    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({KNOWLEDGE})")
     moved = connection.execute(
         text(
             "UPDATE stream_positions SET next_offset = :to, epoch = epoch + 1 WHERE intake_id = :intake_id "
