@@ -388,6 +388,7 @@ class Campaign:
         for partition, value in self._traffic.records(RECORDS_PER_ROUND):
             self._records[partition].append(value)
         struck: list[str] = []
+        before = self.hits["killed at a random point"]
         over = threading.Event()
         injectors = [
             threading.Thread(
@@ -406,7 +407,6 @@ class Campaign:
         finally:
             for injector in injectors:
                 injector.join()
-        before = self.hits["killed at a random point"]
         drained = self._drain()
         at_a_point = self.hits["killed at a random point"] - before
         struck += ["killed at a random point"] * at_a_point
