@@ -4,7 +4,6 @@ A process of its own, so that the memory is its own: `python -m bench.margin FOL
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from bench.measures import CHECKOUT, Measure, Progress, mebibytes
+from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
 from metering.core.margin import margin
 from metering.errors import Unavailable
 from metering.frames import (
@@ -211,7 +210,7 @@ def report(folder: Path, customers: int) -> Report:
     lines = margin(usage, pool_usage, books, month(), "USD").lines
     seconds = time.perf_counter() - began
     assert lines["charge"].sum() > 0, "usage that is priced has a charge"
-    return Report(usage.height, customers, lines.height, seconds, _peak_bytes())
+    return Report(usage.height, customers, lines.height, seconds, peak_bytes())
 
 
 def _reset_peak() -> None:
@@ -219,14 +218,6 @@ def _reset_peak() -> None:
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
-
-
-def _peak_bytes() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def margin_measures(rows: int, customers: int, progress: Progress) -> list[Measure]:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import resource
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -72,6 +73,18 @@ class Results:
         """Take over what another part found."""
         self.measures += other.measures
         self.tables += other.tables
+
+
+def peak_bytes() -> int:
+    """The largest resident set of this process since it began to run its program.
+
+    Not `ru_maxrss` where Linux tells it better: that one begins with what the process was forked from.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def mebibytes(count: float) -> float:

@@ -5,7 +5,6 @@ of the backlog comes one line of JSON (`Told`).
 """
 
 import json
-import resource
 import select
 import sys
 import time
@@ -14,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+from bench.measures import peak_bytes
 from bench.sampling import Samples, sampled
 from metering.settings import settings
 from workers import ingest
@@ -121,7 +121,7 @@ def measured(worker: Ingest, *, profile: bool) -> Told:
         ended,
         dict(worker.counts),
         seconds,
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+        peak_bytes(),
         used - before,
         samples.shares(samples.lines, 40),
         samples.shares(samples.functions, 40),
