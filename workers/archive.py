@@ -117,7 +117,7 @@ def finish(connection: Connection) -> None:
 
 
 def archive_next(settings: Settings, today: date) -> Archive | None:
-    """Archive the oldest day if it is due; None when none is, or when another one is at work."""
+    """Archive the oldest day if it is due; None when none is. Raises Unavailable while another one is at work."""
     if settings.archive_address is None:
         return None
     with _alone(settings) as connection:
