@@ -116,6 +116,26 @@ POOL_USAGE: Final = Frame(
     },
     key=("minute", "pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint"),
 )
+#: Usage per minute, pool and customer: what entitlements, coincident peaks and causes of spill come from.
+POOL_CUSTOMER_USAGE: Final = Frame(
+    "POOL_CUSTOMER_USAGE",
+    {
+        "minute": INSTANT,
+        "pool": pl.String,
+        "ran_on": pl.String,
+        "customer": pl.String,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "context_breakpoint": pl.Int32,
+        **SUMS,
+    },
+    key=(
+        *("minute", "pool", "ran_on", "customer", "provider", "model_served", "tier_served", "region"),
+        "context_breakpoint",
+    ),
+)
 
 # ---- books: what the catalog says, as of one revision -------------------------------------------------
 
@@ -231,9 +251,157 @@ BURNDOWN: Final = Frame(
 )
 
 
+#: Terms of each pool that hold over its whole life. `term_until` null: open.
+POOLS: Final = Frame(
+    "POOLS",
+    {
+        "pool": pl.String,
+        "supplier": pl.String,
+        "unit": pl.String,
+        "currency": pl.String,
+        "idle_policy": pl.String,  # none | burn | entitlement
+        "recognition": pl.String,  # as_billed | straight_line_days | capacity_hours
+        "on_demand_book": pl.String,  # null: the cost book of each model served
+        "window_seconds": pl.Int64,  # the supplier's window; ours is the minute
+        "units_min": pl.Int64,
+        "units_sold_in": pl.Int64,  # units come in multiples of this
+        "lead_time_days": pl.Int64,  # null: not said
+        "term_from": INSTANT,
+        "term_until": INSTANT,  # null: open
+        "renewal_months": pl.Int64,  # null: it ends
+        "notice_days": pl.Int64,
+    },
+    key=("pool",),
+    nullable=frozenset({"on_demand_book", "lead_time_days", "term_until", "renewal_months", "notice_days"}),
+)
+#: What a pool costs. `amount` is per calendar month, for the whole span, or per unit and hour, day or month.
+#: Without a dimension the fee is split over the dimensions by their fee_share_ratio.
+CAPACITY_FEES: Final = Frame(
+    "CAPACITY_FEES",
+    {
+        "pool": pl.String,
+        "fee": pl.String,
+        "dimension": pl.String,
+        **_SPAN,
+        "amount": MONEY,
+        "per": pl.String,  # month | span | unit_hour | unit_day | unit_month
+        "currency": pl.String,
+    },
+    key=("pool", "fee", "dimension", "effective_from"),
+    nullable=frozenset({"dimension", "effective_until"}),
+    laws={
+        **_SPAN_LAW,
+        "a fee for a span has an end": (pl.col("per") != "span") | pl.col("effective_until").is_not_null(),
+    },
+)
+#: Stacked multipliers of a burndown table: burn = product over `by` of numerator / denominator x weighed sum.
+#: A region or tier without a row has 1. One denominator per pool, dimension and `by`.
+MULTIPLIERS: Final = Frame(
+    "MULTIPLIERS",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "by": pl.String,  # region | tier (as served)
+        "value": pl.String,
+        **_SPAN,
+        "numerator": pl.Int64,
+        "denominator": pl.Int64,
+    },
+    key=("pool", "dimension", "by", "value", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "multiplier": (pl.col("numerator") >= 0) & (pl.col("denominator") > 0)},
+)
+#: Contracted units that customers cannot use: not delivered, or set aside for a named purpose. Spans fall on
+#: whole minutes. Traffic on a carve-out names it as its pool.
+SET_ASIDE: Final = Frame(
+    "SET_ASIDE",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "kind": pl.String,  # carve_out | undelivered
+        "name": pl.String,  # the carve-out; why it was not delivered
+        **_SPAN,
+        "units": pl.Int64,
+    },
+    key=("pool", "dimension", "kind", "name", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "units are positive": pl.col("units") > 0},
+)
+#: Units of a pool promised to a customer in every minute: x unit_burn_per_minute = burn per minute.
+ENTITLEMENTS: Final = Frame(
+    "ENTITLEMENTS",
+    {
+        "customer": pl.String,
+        "contract": pl.String,
+        "pool": pl.String,
+        "dimension": pl.String,
+        **_SPAN,
+        "units": MONEY,  # may be a part of a unit
+        "stated": pl.String,  # what the contract says, where it speaks another unit
+    },
+    key=("customer", "contract", "pool", "dimension", "effective_from"),
+    nullable=frozenset({"effective_until", "stated"}),
+    laws={**_SPAN_LAW, "units are not negative": pl.col("units") >= 0},
+)
+#: Tranches of what we committed to a supplier: money, or units of one unit.
+SUPPLIER_COMMITMENTS: Final = Frame(
+    "SUPPLIER_COMMITMENTS",
+    {
+        "supplier": pl.String,
+        "commitment": pl.String,
+        **_SPAN,  # of the tranche
+        "amount": MONEY,  # null: committed in units
+        "units": pl.Int64,  # null: committed in money
+        "unit": pl.String,
+        "currency": pl.String,
+        "draws": pl.String,  # on_demand | capacity | all: what counts toward it
+        "shortfall_rule": pl.String,  # true_up | roll_over | forfeit
+        "shortfall_ratio": MONEY,  # 1: take-or-pay
+        "roll_over_cap_ratio": MONEY,  # of the tranche's amount; null: no cap
+        "roll_over_until": INSTANT,  # when what rolled over expires; null: the end of the last tranche
+    },
+    key=("supplier", "commitment", "effective_from"),
+    nullable=frozenset({"amount", "units", "unit", "roll_over_cap_ratio", "roll_over_until"}),
+    laws=_SPAN_LAW,
+)
+#: One unit of `currency` is `rate` units of `into`. month_average: over the month that holds effective_from.
+EXCHANGE_RATES: Final = Frame(
+    "EXCHANGE_RATES",
+    {"currency": pl.String, "into": pl.String, "kind": pl.String, **_SPAN, "rate": MONEY},
+    key=("currency", "into", "kind", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "rate is positive": pl.col("rate") > 0},
+)
+#: What suppliers invoiced, credited or trued up, the last revision of every document.
+BILL_LINES: Final = Frame(
+    "BILL_LINES",
+    {
+        "supplier": pl.String,
+        "document": pl.String,
+        "line": pl.String,
+        "category": pl.String,  # charge | credit | true_up
+        "object_kind": pl.String,  # pool | on_demand | commitment | overhead
+        "object": pl.String,  # the pool, the model served, the commitment; null for overhead, and for
+        # on-demand usage of all models
+        "amount": MONEY,  # a credit is negative
+        "currency": pl.String,
+        "service_from": INSTANT,
+        "service_until": INSTANT,
+        "posted_month": pl.Date,  # first day of the month to which it was posted
+        "description": pl.String,
+    },
+    key=("supplier", "document", "line"),
+    nullable=frozenset({"object", "description"}),
+    laws={"service ends after it starts": pl.col("service_until") > pl.col("service_from")},
+)
+
+
 @dataclass(frozen=True)
 class Books:
-    """Everything the catalog says as of one revision, as frames. What ended keeps its rows, cut at its end."""
+    """Everything the catalog says as of one revision, as frames. What ended keeps its rows, cut at its end.
+
+    `bill_lines` is what suppliers billed as of the same point of knowledge.
+    """
 
     catalog_revision: int
     customers: pl.DataFrame = field(default_factory=CUSTOMERS.empty)
@@ -244,6 +412,14 @@ class Books:
     cost_books: pl.DataFrame = field(default_factory=PRICES.empty)
     capacity_steps: pl.DataFrame = field(default_factory=CAPACITY_STEPS.empty)
     burndown: pl.DataFrame = field(default_factory=BURNDOWN.empty)
+    pools: pl.DataFrame = field(default_factory=POOLS.empty)
+    capacity_fees: pl.DataFrame = field(default_factory=CAPACITY_FEES.empty)
+    multipliers: pl.DataFrame = field(default_factory=MULTIPLIERS.empty)
+    set_aside: pl.DataFrame = field(default_factory=SET_ASIDE.empty)
+    entitlements: pl.DataFrame = field(default_factory=ENTITLEMENTS.empty)
+    supplier_commitments: pl.DataFrame = field(default_factory=SUPPLIER_COMMITMENTS.empty)
+    exchange_rates: pl.DataFrame = field(default_factory=EXCHANGE_RATES.empty)
+    bill_lines: pl.DataFrame = field(default_factory=BILL_LINES.empty)
 
 
 # ---- events, between the decoder and the ledger -------------------------------------------------------

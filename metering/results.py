@@ -141,6 +141,57 @@ CAPACITY_SUMMARY: Final = Frame(
     laws=_CAPACITY_LAWS,
 )
 
+#: Recognised cost per pool, dimension and quarter hour, in the currency of the bill. `estimated`: no bill
+#: covers the quarter hour yet. Negative where credits exceed what was charged.
+RECOGNISED: Final = Frame(
+    "RECOGNISED",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "quarter_start": INSTANT,
+        "currency": pl.String,
+        "cost": SUM,  # count of money.QUANTUM
+        "estimated": pl.Boolean,
+    },
+    key=("pool", "dimension", "quarter_start", "currency"),
+)
+#: Where every unit of cost went, in the currency it is billed in. Sums over any rows:
+#: usage basis = cost_pool + cost_on_demand; loaded basis = that + idle_share; by cause = usage + cause_shift.
+#: idle_share moves idle from its pool's own line to those who carry it, cause_shift the spill premium from
+#: those who spilled to those who took more than they were entitled to: each sums to 0 over a pool.
+COSTS: Final = Frame(
+    "COSTS",
+    {
+        "day": pl.Date,
+        "line": pl.String,  # usage | idle | undelivered | carved_out
+        "supplier": pl.String,  # of the pool; on demand: the provider; null: unknown
+        "currency": pl.String,
+        "customer": pl.String,  # null: nobody's
+        "kind": pl.String,
+        "segment": pl.String,
+        "product": pl.String,
+        "tier_sold": pl.String,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "pool": pl.String,
+        "ran_on": pl.String,
+        "cost_pool": MONEY,
+        "cost_on_demand": MONEY,  # overflow included
+        "idle_share": MONEY,
+        "cause_shift": MONEY,
+        "on_demand_price": MONEY,  # what the same usage costs on demand; null where no price exists
+        "estimated": pl.Boolean,
+    },
+    key=(
+        *("day", "line", "supplier", "currency", "customer", "kind", "segment", "product", "tier_sold"),
+        *("provider", "model_served", "pool", "ran_on"),
+    ),
+    nullable=frozenset(
+        {"supplier", "customer", "kind", "segment", "product", "tier_sold", "provider", "model_served"}
+        | {"pool", "ran_on", "on_demand_price"}
+    ),
+)
+
 #: Recognised cost of a pool and dimension per quarter hour: what served usage took, and what stood idle.
 POOL_COST: Final = Frame(
     "POOL_COST",
