@@ -21,6 +21,7 @@ from metering.core.margin import margin
 from metering.errors import Unavailable
 from metering.frames import (
     BURNDOWN,
+    CAPACITY_FEES,
     CAPACITY_STEPS,
     CONTRACTS,
     CUSTOMERS,
@@ -169,14 +170,18 @@ def synthetic_books(customers: int) -> Books:
             CAPACITY_STEPS,
             **span,
             dimension="all",
-            supplier="northstar",
-            unit="accelerator",
             units=48,
             unit_burn_per_minute=60_000,
-            fee_per_month="52560",
             fee_share_ratio="1",
+        ),
+        capacity_fees=_filled(
+            pl.DataFrame({"pool": [_POOL], "fee": "step"}),
+            CAPACITY_FEES,
+            **span,
+            dimension=None,
+            amount="52560",
+            per="month",
             currency="USD",
-            idle_policy="none",
         ),
         burndown=_filled(weights, BURNDOWN, **span, pool=_POOL, dimension="all", weight=1, denominator=1),
     )

@@ -205,23 +205,18 @@ FEES: Final = Frame(
     nullable=frozenset({"effective_until"}),
     laws=_SPAN_LAW,
 )
-#: Units and fee of a pool as a step function of time; one row per pool, dimension and step.
-#: Contracted burn per minute = units x unit_burn_per_minute. `fee_per_month` is for all units, `fee_share`
-#: is the dimension's part of it (the shares of a pool's dimensions sum to 1).
+#: Units of a pool as a step function of time; one row per pool, dimension and step. Contracted burn per minute
+#: = units x unit_burn_per_minute. `fee_share_ratio` is the dimension's part of the pool's fees (the shares of
+#: a pool's dimensions sum to 1).
 CAPACITY_STEPS: Final = Frame(
     "CAPACITY_STEPS",
     {
         "pool": pl.String,
         "dimension": pl.String,
         **_SPAN,
-        "supplier": pl.String,
-        "unit": pl.String,
         "units": pl.Int64,
         "unit_burn_per_minute": pl.Int64,
-        "fee_per_month": MONEY,
         "fee_share_ratio": MONEY,
-        "currency": pl.String,
-        "idle_policy": pl.String,
     },
     key=("pool", "dimension", "effective_from"),
     nullable=frozenset({"effective_until"}),

@@ -16,7 +16,7 @@ from metering.errors import BadInput
 from metering.frames import Books
 from metering.periods import parse_period
 from metering.results import CAPACITY_SUMMARY, MARGIN_BY, UNRATED, margin_frame
-from tests.core.example_books import books, burndown, pool_usage, prices, steps, usage
+from tests.core.example_books import books, bought, burndown, pool_usage, prices, usage
 from workers import reports
 from workers.reports import MarginReport
 
@@ -41,7 +41,7 @@ def example_books() -> Books:
     return books(
         price_books=prices("item | meter | unit_price\n large | uncached_input_tokens | 3"),
         cost_books=prices("book | item | meter | unit_price\n on-demand | large | uncached_input_tokens | 5"),
-        capacity_steps=steps("unit_burn_per_minute | fee_per_month\n 100 | 30"),
+        **bought("unit_burn_per_minute | fee_per_month\n 100 | 30"),
         burndown=burndown("meter | weight\n accelerator_ms | 1"),
     )
 

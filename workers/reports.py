@@ -174,7 +174,7 @@ class CapacityReport:
     @cached_property
     def pool_cost(self) -> pl.DataFrame:
         """Recognised, served and idle cost per pool, dimension and quarter hour: results.POOL_COST."""
-        return pool_costs(self.computed.utilization, self.books.capacity_steps, self.provenance.cut)
+        return pool_costs(self.computed.utilization, self.books, self.provenance.cut)
 
     @cached_property
     def summary(self) -> pl.DataFrame:
@@ -194,8 +194,9 @@ class CapacityReport:
             cost = self.pool_cost.group_by("pool", "dimension").agg(
                 pl.col("recognised_cost", "served_cost", "idle_cost").sum(), pl.col("currency").first()
             )
+            bought = self.books.pools.select("pool", "supplier", "unit")
             rows = self.summary.join(cost, on=["pool", "dimension"], how="left", validate="1:1").join(
-                self._bought(), on=["pool", "dimension"], how="left", validate="1:1"
+                bought, on="pool", how="left", validate="m:1"
             )
             title = "Capacity by pool, dimension"
         rows = rows.with_columns(
@@ -224,15 +225,6 @@ class CapacityReport:
             provenance=self.provenance,
             notes=tuple(self._notes()),
             empty="no capacity was contracted in the complete part of the period",
-        )
-
-    def _bought(self) -> pl.DataFrame:
-        """Supplier and unit of each pool and dimension, from the last step that begins before the cut."""
-        return (
-            self.books.capacity_steps.filter(pl.col("effective_from") < self.provenance.cut.until)
-            .sort("effective_from")
-            .group_by("pool", "dimension")
-            .agg(pl.col("supplier", "unit").last())
         )
 
     @staticmethod

@@ -25,11 +25,13 @@ from metering.catalog.objects import (
 )
 from metering.frames import (
     BURNDOWN,
+    CAPACITY_FEES,
     CAPACITY_STEPS,
     CONTRACTS,
     CUSTOMERS,
     FEES,
     MODELS,
+    POOLS,
     PRICES,
     Books,
     Frame,
@@ -87,7 +89,7 @@ def books(objects: CatalogObjects, catalog_revision: int) -> Books:
         for item, _ in objects.of(Model)
     ]
     contracts, fees = _contracts(objects)
-    steps, burndown = _capacity(objects)
+    pools, steps, capacity_fees, burndown = _capacity(objects)
     return Books(
         catalog_revision=catalog_revision,
         customers=_frame(CUSTOMERS, customers),
@@ -100,7 +102,9 @@ def books(objects: CatalogObjects, catalog_revision: int) -> Books:
         cost_books=_frame(
             PRICES, [row for item, entry in objects.of(CostBook) for row in _prices(item, entry)]
         ),
+        pools=_frame(POOLS, pools),
         capacity_steps=_frame(CAPACITY_STEPS, steps),
+        capacity_fees=_frame(CAPACITY_FEES, capacity_fees),
         burndown=_frame(BURNDOWN, burndown),
     )
 
@@ -205,31 +209,65 @@ def _weights(table: Burndown) -> dict[str, Fraction]:
     return named if other is None else dict.fromkeys(METERS, other) | named
 
 
-def _capacity(objects: CatalogObjects) -> tuple[list[Row], list[Row]]:
+def _capacity(objects: CatalogObjects) -> tuple[list[Row], list[Row], list[Row], list[Row]]:
+    pools: list[Row] = []
     steps: list[Row] = []
+    fees: list[Row] = []
     burndown: list[Row] = []
     every_model = {item.model for item, _ in objects.of(Model)}
     for pool, entry in objects.of(CapacityContract):
+        pools.append(
+            {
+                "pool": pool.pool,
+                "supplier": pool.supplier,
+                "unit": pool.unit,
+                "currency": pool.currency,
+                "idle_policy": pool.idle_policy,
+                "recognition": "as_billed",
+                "on_demand_book": None,
+                "window_seconds": 60,
+                "units_min": 0,
+                "units_sold_in": 1,
+                "lead_time_days": None,
+                "term_from": min(step.effective_from for step in pool.steps),
+                "term_until": _term_until(pool),
+                "renewal_months": None,
+                "notice_days": None,
+            }
+        )
+        for step in pool.steps:
+            fees += [
+                {
+                    "pool": pool.pool,
+                    "fee": "step",
+                    "dimension": None,
+                    "amount": step.fee_per_month,
+                    "per": "month",
+                    "currency": pool.currency,
+                    **_span(span),
+                }
+                for span in interval(step.effective_from, step.effective_until, entry.ended_at)
+            ]
         for dimension in pool.dimensions:
             steps += [
                 {
                     "pool": pool.pool,
                     "dimension": dimension.dimension,
-                    "supplier": pool.supplier,
-                    "unit": pool.unit,
                     "units": step.units[dimension.dimension],
                     "unit_burn_per_minute": dimension.unit_burn_per_minute,
-                    "fee_per_month": step.fee_per_month,
                     "fee_share_ratio": dimension.fee_share_ratio,
-                    "currency": pool.currency,
-                    "idle_policy": pool.idle_policy,
                     **_span(span),
                 }
                 for step in pool.steps
                 for span in interval(step.effective_from, step.effective_until, entry.ended_at)
             ]
             burndown += _burndown(pool.pool, dimension, entry.ended_at, every_model)
-    return steps, burndown
+    return pools, steps, fees, burndown
+
+
+def _term_until(pool: CapacityContract) -> datetime | None:
+    ends = [step.effective_until for step in pool.steps]
+    return None if None in ends else max(end for end in ends if end is not None)
 
 
 def _burndown(

@@ -188,7 +188,9 @@ def _timelines(made: Books) -> dict[Key, dict[tuple[Any, ...], list[Interval]]]:
         ("contract", "contract", made.fees),
         ("price_book", "book", made.price_books),
         ("cost_book", "book", made.cost_books),
+        ("capacity_contract", "pool", made.pools),
         ("capacity_contract", "pool", made.capacity_steps),
+        ("capacity_contract", "pool", made.capacity_fees),
         ("capacity_contract", "pool", made.burndown),
     ]
     lines: dict[Key, dict[tuple[Any, ...], list[Interval]]] = {}

@@ -4,7 +4,7 @@ import polars as pl
 
 from metering.core.fees import earned_between
 from metering.errors import BadInput, WrongWorld
-from metering.frames import INSTANT, SUM
+from metering.frames import INSTANT, SUM, Books
 from metering.money import (
     AMOUNT_MAX,
     from_quanta,
@@ -19,21 +19,24 @@ from metering.results import POOL_COST, SERVED_COST
 _ONE = pl.lit(10**12, dtype=SUM)
 
 
-def recognised(steps: pl.DataFrame, period: Period) -> pl.DataFrame:
+def recognised(books: Books, period: Period) -> pl.DataFrame:
     """Recognised cost per pool, dimension and quarter hour of the period: `cost`, a count of money.QUANTUM.
 
-    steps: frames.CAPACITY_STEPS. A month's fee is recognised evenly by time: R_q = E(q_end) - E(q_start),
-    E(t) = floor(fee_per_month x minutes elapsed / minutes of the month), so any partition of time adds up.
-    R_q is split over the step's dimensions by cumulated fee_share_ratio, so that they sum to R_q exactly.
+    A month's fee is recognised evenly by time: R_q = E(q_end) - E(q_start), E(t) = floor(amount x minutes
+    elapsed / minutes of the month), so any partition of time adds up. R_q is split over the dimensions in
+    force by cumulated fee_share_ratio, so that they sum to R_q exactly.
     """
-    steps = refuse_beyond(steps, "fee_per_month", AMOUNT_MAX, "correct the capacity contract")
-    odd = steps.filter((pl.col("fee_per_month") < 0) | ~pl.col("fee_share_ratio").is_between(0, 1))
+    fees = refuse_beyond(books.capacity_fees, "amount", AMOUNT_MAX, "correct the capacity contract")
+    odd = fees.filter((pl.col("amount") < 0) | (pl.col("per") != "month"))
     if odd.height:
-        raise BadInput(
-            f"fee_per_month or fee_share_ratio is out of range in {odd.row(0, named=True)}; correct it"
-        )
-    step = ["pool", "effective_from", "effective_until", "fee_per_month", "currency"]
-    upper = to_quanta(pl.col("fee_share_ratio").cum_sum().over(step, order_by="dimension"))
+        raise BadInput(f"amount or per is out of range in {odd.row(0, named=True)}; correct it")
+    steps = books.capacity_steps
+    odd = steps.filter(~pl.col("fee_share_ratio").is_between(0, 1))
+    if odd.height:
+        raise BadInput(f"fee_share_ratio is out of range in {odd.row(0, named=True)}; correct it")
+    upper = to_quanta(
+        pl.col("fee_share_ratio").cum_sum().over("pool", "effective_from", order_by="dimension")
+    )
     shares = steps.with_columns(upper.alias("_upper")).with_columns(
         (pl.col("_upper") - to_quanta(pl.col("fee_share_ratio"))).alias("_lower")
     )
@@ -41,29 +44,32 @@ def recognised(steps: pl.DataFrame, period: Period) -> pl.DataFrame:
         {"quarter_start": pl.datetime_range(period.start, period.until, QUARTER, closed="left", eager=True)},
         schema={"quarter_start": INSTANT},
     )
-    cost = earned_between(to_quanta(pl.col("fee_per_month")), pl.col("quarter_start"), pl.col("quarter_end"))
-    return (
-        shares.join(quarters, how="cross")
-        .filter(
-            (pl.col("quarter_start") >= pl.col("effective_from"))
-            & (pl.col("effective_until").is_null() | (pl.col("quarter_start") < pl.col("effective_until")))
+    cost = earned_between(to_quanta(pl.col("amount")), pl.col("quarter_start"), pl.col("quarter_end"))
+
+    def within(rows: pl.DataFrame) -> pl.DataFrame:
+        start, until = pl.col("quarter_start"), pl.col("effective_until")
+        held = rows.join(quarters, how="cross").filter(
+            (start >= pl.col("effective_from")) & (until.is_null() | (start < until))
         )
+        return held.drop("effective_from", "effective_until")
+
+    charged = within(fees.select("pool", "effective_from", "effective_until", "amount", "currency"))
+    return (
+        within(shares.select("pool", "dimension", "effective_from", "effective_until", "_lower", "_upper"))
+        .join(charged, on=["pool", "quarter_start"], how="inner")
         .with_columns((pl.col("quarter_start") + pl.lit(QUARTER)).alias("quarter_end"))
         .with_columns(cost.alias("_cost"))
-        .select(
-            "pool",
-            "dimension",
-            "quarter_start",
-            (pl.col("_cost") * pl.col("_upper") // _ONE - pl.col("_cost") * pl.col("_lower") // _ONE).alias(
-                "cost"
-            ),
-            "currency",
+        .group_by("pool", "dimension", "quarter_start", "currency")
+        .agg(
+            (pl.col("_cost") * pl.col("_upper") // _ONE - pl.col("_cost") * pl.col("_lower") // _ONE)
+            .sum()
+            .alias("cost")
         )
     )
 
 
 def allocate(
-    burned: pl.DataFrame, steps: pl.DataFrame, utilization: pl.DataFrame, period: Period
+    burned: pl.DataFrame, books: Books, utilization: pl.DataFrame, period: Period
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Split the recognised cost of each pool, dimension and quarter hour: (served cost by series, pool cost).
 
@@ -89,7 +95,7 @@ def allocate(
         pl.col("cost"), pl.col("served"), pl.max_horizontal("contracted", pl.lit(1, dtype=SUM))
     )
     costs = (
-        recognised(steps, period)
+        recognised(books, period)
         .join(quarters, on=by, how="left", validate="1:1")
         .with_columns(pl.col("contracted", "served").fill_null(zero))
         .with_columns(served.alias("_served"))

@@ -80,7 +80,7 @@ def pool_flows(
     )
     served, cost = allocate(
         weighed.join(series.select("series_id", "pool"), on="series_id", validate="m:1"),
-        books.capacity_steps,
+        books,
         utilization,
         period,
     )

@@ -7,7 +7,7 @@ import polars as pl
 
 from metering.core.allocation import allocate
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Frame
+from metering.frames import INSTANT, SUM, Books, Frame
 from metering.money import MONEY, RATIO, ratio
 from metering.periods import Period
 from metering.results import UTILIZATION
@@ -83,10 +83,10 @@ def capacity_windows(utilization: pl.DataFrame, pool_cost: pl.DataFrame, window:
     return CAPACITY_WINDOWS.conform(rows.join(costs, on=by, how="left", validate="1:1"))
 
 
-def pool_costs(utilization: pl.DataFrame, steps: pl.DataFrame, period: Period) -> pl.DataFrame:
+def pool_costs(utilization: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame:
     """Recognised, served and idle cost of every pool, dimension and quarter hour (results.POOL_COST).
 
-    utilization: results.UTILIZATION of the period; steps: frames.CAPACITY_STEPS. The same allocation as the
+    utilization: results.UTILIZATION of the period. The same allocation as the
     margin's, with each pool's burn as its only series: what is served does not depend on who was. A pool and
     dimension has one currency in the period, so that its costs may be added: two raise BadInput.
     """
@@ -97,7 +97,7 @@ def pool_costs(utilization: pl.DataFrame, steps: pl.DataFrame, period: Period) -
         "dimension",
         "burn",
     )
-    _, costs = allocate(burned, steps, utilization, period)
+    _, costs = allocate(burned, books, utilization, period)
     paid_in = costs.group_by("pool", "dimension").agg(pl.col("currency").unique().sort())
     mixed = paid_in.filter(pl.col("currency").list.len() > 1).sort("pool", "dimension")
     if mixed.height:

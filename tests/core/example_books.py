@@ -6,16 +6,19 @@ import polars as pl
 
 from metering.frames import (
     BURNDOWN,
+    CAPACITY_FEES,
     CAPACITY_STEPS,
     CONTRACTS,
     CUSTOMERS,
     FEES,
     MODELS,
     POOL_USAGE,
+    POOLS,
     PRICES,
     SUMS,
     USAGE,
     Books,
+    Frame,
 )
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from tests.text_tables import read
@@ -129,17 +132,57 @@ def fees(text: str) -> pl.DataFrame:
     )
 
 
-def steps(text: str) -> pl.DataFrame:
-    return read(
+_POOL_COLUMNS = {
+    "supplier": "northstar",
+    "unit": "unit",
+    "currency": "USD",
+    "idle_policy": "none",
+    "recognition": "as_billed",
+    "window_seconds": 60,
+    "units_sold_in": 1,
+    "term_from": "2026-01-01",
+}
+_BOUGHT = Frame(
+    "BOUGHT",
+    {**CAPACITY_STEPS.columns, "currency": pl.String, "idle_policy": pl.String, "recognition": pl.String}
+    | {"fee_per_month": CAPACITY_FEES.columns["amount"]},
+    nullable=frozenset({"effective_until"}),
+)
+
+
+def bought(text: str) -> dict[str, pl.DataFrame]:
+    """A pool as its contract says it, a row per dimension and step: the frames pools, capacity_steps and
+    capacity_fees (a step's fee_per_month)."""
+    rows = read(
         text,
-        CAPACITY_STEPS,
+        _BOUGHT,
         pool="block",
         dimension="all",
         effective_from="2026-01-01",
-        supplier="northstar",
-        unit="unit",
         units=1,
         fee_share_ratio="1",
         currency="USD",
         idle_policy="none",
+        recognition="as_billed",
     )
+    terms = ["currency", "idle_policy", "recognition"]
+    pools = read("pool\n block", POOLS, **_POOL_COLUMNS).drop("pool", *terms)
+    fees = rows.select(
+        "pool",
+        pl.lit("step").alias("fee"),
+        pl.lit(None, dtype=pl.String).alias("dimension"),
+        "effective_from",
+        "effective_until",
+        pl.col("fee_per_month").alias("amount"),
+        pl.lit("month").alias("per"),
+        "currency",
+    )
+    return {
+        "pools": POOLS.conform(
+            rows.select("pool", *terms)
+            .unique("pool", keep="first", maintain_order=True)
+            .join(pools, how="cross")
+        ),
+        "capacity_steps": CAPACITY_STEPS.conform(rows.select(list(CAPACITY_STEPS.columns))),
+        "capacity_fees": CAPACITY_FEES.conform(fees.unique()),
+    }

@@ -41,20 +41,20 @@ def used(quantity, steps):
     rows = a.usage(
         f"quarter_start | uncached_input_tokens\n 2026-03-01 | {quantity}", pool="block", ran_on="pool"
     )
-    books = a.books(capacity_steps=steps, burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"))
+    books = a.books(**steps, burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"))
     return capacity(a.pool_usage(rows), books, QUARTER).utilization
 
 
 def test_a_mid_month_ramp_is_two_steps():
     """$29,760 and $59,520 a month are $10 and $20 a quarter hour of March."""
-    steps = a.steps(
+    steps = a.bought(
         """
         effective_from   | effective_until  | units | fee_per_month
         2026-01-01       | 2026-03-16 00:00 | 100   | 29_760
         2026-03-16 00:00 | -                | 300   | 59_520
         """
     )
-    found = recognised(steps, parse_period("2026-03"))
+    found = recognised(a.books(**steps), parse_period("2026-03"))
     by_day = found.group_by(pl.col("quarter_start").dt.day().alias("day")).agg(pl.col("cost").sum() // 10**12)
     assert sorted(by_day.rows()) == [(day, 960 if day < 16 else 1920) for day in range(1, 32)]
 
@@ -66,7 +66,7 @@ def test_a_ramp_in_mid_month_costs_each_half_at_its_own_rate():
     units in every minute.
     """
     april = parse_period("2026-04")
-    steps = a.steps(
+    steps = a.bought(
         """
         effective_from | effective_until | units | unit_burn_per_minute | fee_per_month
         2026-04-01     | 2026-04-16      | 100   | 1                    | 3_000
@@ -76,8 +76,8 @@ def test_a_ramp_in_mid_month_costs_each_half_at_its_own_rate():
     half = pl.datetime_range(april.start, instant("2026-04-16"), "1m", closed="left", eager=True)
     one = read(f"minute | {INPUT}\n 2026-04-01 | 80", POOL_USAGE, **SERIES)
     rows = one.drop("minute").join(pl.DataFrame({"minute": half}, schema={"minute": INSTANT}), how="cross")
-    books = a.books(capacity_steps=steps, burndown=a.burndown(f"meter | weight\n {INPUT} | 1"))
-    costs = pool_costs(capacity(rows, books, april).utilization, steps, april)
+    books = a.books(**steps, burndown=a.burndown(f"meter | weight\n {INPUT} | 1"))
+    costs = pool_costs(capacity(rows, books, april).utilization, a.books(**steps), april)
     by_half = costs.group_by((pl.col("quarter_start") >= instant("2026-04-16")).alias("second")).agg(
         pl.col("recognised_cost", "served_cost", "idle_cost").sum().round(6)
     )
@@ -94,13 +94,13 @@ def test_a_ramp_in_mid_month_costs_each_half_at_its_own_rate():
 def test_a_full_pool_costs_its_fee_to_the_last_quantum():
     """$30 M over 432e12 burn: the unit cost at 12 places, multiplied back, would be $192 short."""
     april = parse_period("2026-04")
-    steps = a.steps("unit_burn_per_minute | fee_per_month\n 10_000_000_000 | 30_000_000")
-    books = a.books(capacity_steps=steps, burndown=a.burndown(f"meter | weight\n {INPUT} | 1"))
+    steps = a.bought("unit_burn_per_minute | fee_per_month\n 10_000_000_000 | 30_000_000")
+    books = a.books(**steps, burndown=a.burndown(f"meter | weight\n {INPUT} | 1"))
     every = pl.datetime_range(april.start, april.until, "1m", closed="left", eager=True)
     one = read(f"minute | {INPUT}\n 2026-04-01 | 10_000_000_000", POOL_USAGE, **SERIES)
     rows = one.drop("minute").join(pl.DataFrame({"minute": every}, schema={"minute": INSTANT}), how="cross")
     used = capacity(rows, books, april).utilization
-    costs = pool_costs(used, steps, april)
+    costs = pool_costs(used, books, april)
     check(costs.select(pl.col("served_cost", "idle_cost").sum()), "served_cost | idle_cost\n 30_000_000 | 0")
     assert used["burn"].sum() == 432 * 10**12
     assert Decimal(30_000_000) - Decimal("0.000000069444") * (432 * 10**12) == 192
@@ -108,7 +108,7 @@ def test_a_full_pool_costs_its_fee_to_the_last_quantum():
 
 def test_a_pool_paid_in_two_currencies_is_refused():
     """The sum of $10 and CHF 10 is not 20 of anything."""
-    steps = a.steps(
+    steps = a.bought(
         """
         effective_from   | effective_until  | unit_burn_per_minute | fee_per_month | currency
         2026-01-01       | 2026-03-01 00:15 | 100                  | 29_760        | USD
@@ -117,30 +117,30 @@ def test_a_pool_paid_in_two_currencies_is_refused():
     )
     for period, currency in (("2026-02-28", "USD"), ("2026-03-01T00:15..2026-03-02", "CHF")):
         span = parse_period(period)
-        books = a.books(capacity_steps=steps)
-        costs = pool_costs(capacity(POOL_USAGE.empty(), books, span).utilization, steps, span)
+        books = a.books(**steps)
+        costs = pool_costs(capacity(POOL_USAGE.empty(), books, span).utilization, a.books(**steps), span)
         assert costs["currency"].unique().to_list() == [currency]
     day = parse_period("2026-03-01")
     with pytest.raises(BadInput, match="pool 'block', dimension 'all', is paid for in CHF, USD within one"):
-        pool_costs(capacity(POOL_USAGE.empty(), a.books(capacity_steps=steps), day).utilization, steps, day)
+        pool_costs(capacity(POOL_USAGE.empty(), a.books(**steps), day).utilization, a.books(**steps), day)
 
 
 def test_dimensions_share_a_fee_without_losing_a_quantum():
-    steps = a.steps(
+    steps = a.bought(
         """
         dimension | fee_per_month  | fee_share_ratio
         input     | 100.000000000007 | 0.333333333333
         output    | 100.000000000007 | 0.666666666667
         """
     )
-    assert recognised(steps, parse_period("2026-03"))["cost"].sum() == 100_000_000_000_007
+    assert recognised(a.books(**steps), parse_period("2026-03"))["cost"].sum() == 100_000_000_000_007
 
 
 def test_served_cost_is_split_by_burn_and_never_exceeds_the_capacity():
     """$10 a quarter hour for 15 x 100: a minute of 450 serves 100 of them; 100/1500 of $10 is split 2 : 1."""
-    steps = a.steps("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
+    steps = a.bought("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
     rows = burned("series_id | burn\n 0 | 300\n 1 | 150")
-    served, cost = allocate(rows, steps, used(450, steps), QUARTER)
+    served, cost = allocate(rows, a.books(**steps), used(450, steps), QUARTER)
     check(cost, "recognised_cost | served_cost | idle_cost\n 10 | 0.666666666666 | 9.333333333334")
     check(served, "series_id | cost\n 0 | 444_444_444_444\n 1 | 222_222_222_222")
 
@@ -157,11 +157,11 @@ def test_a_tie_goes_to_the_first_series():
 
 
 def test_rollups_that_disagree_are_a_wrong_world():
-    steps = a.steps("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
+    steps = a.bought("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
     with pytest.raises(WrongWorld, match=r"disagree.*metering verify"):
-        allocate(burned("series_id | burn\n 0 | 449"), steps, used(450, steps), QUARTER)
+        allocate(burned("series_id | burn\n 0 | 449"), a.books(**steps), used(450, steps), QUARTER)
     with pytest.raises(BadInput, match="burn is negative"):
-        allocate(burned("series_id | burn\n 0 | -1\n 1 | 451"), steps, used(450, steps), QUARTER)
+        allocate(burned("series_id | burn\n 0 | -1\n 1 | 451"), a.books(**steps), used(450, steps), QUARTER)
 
 
 @given(st.integers(0, 2**120 - 1), st.integers(0, 2**86), st.integers(1, 2**86))

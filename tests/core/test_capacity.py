@@ -21,8 +21,8 @@ def minutes(text, **given):
 
 
 def pool(per_minute, weights=f"meter | weight\n {INPUT} | 1", **given):
-    steps = a.steps(f"unit_burn_per_minute\n {per_minute}")
-    return a.books(**{"capacity_steps": steps, "burndown": a.burndown(weights), **given})
+    steps = a.bought(f"unit_burn_per_minute\n {per_minute}")
+    return a.books(**{**steps, "burndown": a.burndown(weights), **given})
 
 
 def test_capacity_of_1000_burned_1400_then_200():
@@ -72,7 +72,7 @@ def test_two_dimensions_are_two_utilizations():
     usage = minutes(f"minute | {INPUT} | output_tokens\n 2026-03-01 00:00 | 30_000 | 1_000")
     books = pool(
         0,
-        capacity_steps=a.steps(
+        **a.bought(
             "dimension | unit_burn_per_minute | fee_share_ratio\n input | 25_000 | 0.5\n output | 2_500 | 0.5"
         ),
         burndown=a.burndown(f"dimension | meter | weight\n input | {INPUT} | 1\n output | output_tokens | 1"),
@@ -115,7 +115,7 @@ def test_a_step_of_the_ramp_and_fractional_weights():
     )
     books = pool(
         0,
-        capacity_steps=a.steps(
+        **a.bought(
             """
             effective_from   | effective_until  | units | unit_burn_per_minute
             2026-03-01 00:15 | 2026-03-01 00:30 | 1     | 29
@@ -209,7 +209,7 @@ def test_percentiles_are_nearest_rank():
 
 
 def test_nothing_contracted_has_no_ratio():
-    books = pool(0, capacity_steps=a.steps("units | unit_burn_per_minute\n 0 | 100"))
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 0 | 100"))
     found = capacity(minutes(f"minute | {INPUT}\n 2026-03-01 00:00 | 1"), books, QUARTER)
     check(
         summarise_capacity(found.utilization),
@@ -229,7 +229,7 @@ def test_huge_quantities_are_exact_or_refused():
     with pytest.raises(BadInput, match="beyond exact sums; use a larger unit"):
         capacity(
             usage,
-            pool(1_000, capacity_steps=a.steps(f"units | unit_burn_per_minute\n {2**62} | {2**62}")),
+            pool(1_000, **a.bought(f"units | unit_burn_per_minute\n {2**62} | {2**62}")),
             QUARTER,
         )
 

@@ -94,7 +94,7 @@ def test_spill_costs_who_spilled_on_the_usage_basis():
         cost_books=a.prices(
             "item | meter | unit_price\n large | uncached_input_tokens | 4_000_000", book="on-demand"
         ),
-        capacity_steps=a.steps("unit_burn_per_minute | fee_per_month\n 100 | 4_464_000"),
+        **a.bought("unit_burn_per_minute | fee_per_month\n 100 | 4_464_000"),
         burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
     )
     quarter = parse_period("2026-03-01..2026-03-01T00:15")
@@ -293,7 +293,7 @@ def test_idle_is_a_line_of_its_own_and_the_pool_closes():
         customers=customers,
         contracts=a.contracts("customer | margin_floor_ratio\n acme | 0.2\n research | 0.2"),
         price_books=a.prices("item | meter | unit_price\n large | uncached_input_tokens | 1_000_000"),
-        capacity_steps=a.steps("unit_burn_per_minute | fee_per_month\n 100 | 29_760"),
+        **a.bought("unit_burn_per_minute | fee_per_month\n 100 | 29_760"),
         burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
     )
     result = margin(rows, a.pool_usage(rows), books, parse_period("2026-03-01"), "USD")
@@ -384,7 +384,7 @@ def test_another_currency_is_unrated_not_one_to_one():
             "item | meter | unit_price\n large | uncached_input_tokens | 1_000_000", currency="EUR"
         ),
         fees=a.fees("amount_per_month | currency\n 310 | EUR"),
-        capacity_steps=a.steps("unit_burn_per_minute | fee_per_month | currency\n 100 | 31_000 | CHF"),
+        **a.bought("unit_burn_per_minute | fee_per_month | currency\n 100 | 31_000 | CHF"),
         burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
     )
     result = margin(rows, a.pool_usage(rows), books, parse_period("2026-03-01"), "USD")
@@ -485,7 +485,7 @@ def test_an_open_month_is_cut_for_usage_fees_and_capacity_alike():
     books = a.books(
         price_books=a.prices("item | meter | unit_price\n large | uncached_input_tokens | 1_000_000"),
         fees=a.fees("amount_per_month\n 310"),
-        capacity_steps=a.steps("unit_burn_per_minute | fee_per_month\n 100 | 31_000"),
+        **a.bought("unit_burn_per_minute | fee_per_month\n 100 | 31_000"),
         burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
     )
     cut = parse_period("2026-03").cut_at(instant("2026-03-01 12:07"))

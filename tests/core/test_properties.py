@@ -76,7 +76,7 @@ def test_utilization_equals_the_oracle(world):
 @given(worlds())
 def test_customers_and_idle_close_to_the_recognised_cost(world):
     result = run(world)
-    cost = recognised(world.books.capacity_steps, PERIOD)
+    cost = recognised(world.books, PERIOD)
     foreign = result.unrated.filter((pl.col("side") == "cost") & pl.col("amount").is_not_null())
     on_pools = foreign.filter(pl.col("pool").is_not_null())
     assert (

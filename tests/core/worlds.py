@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from metering.frames import (
     BURNDOWN,
+    CAPACITY_FEES,
     CAPACITY_STEPS,
     CONTRACTS,
     CUSTOMERS,
     FEES,
     MODELS,
     POOL_USAGE,
+    POOLS,
     PRICES,
     USAGE,
     Books,
@@ -127,28 +129,54 @@ def _books(dice: Random) -> Books:
                     "currency": dice.choice(["USD", "USD", "EUR"]),
                 }
             )
-    steps, burndown = [], []
+    pools, steps, capacity_fees, burndown = [], [], [], []
     for pool, dimensions in (("p1", ("all",)), ("p2", ("input", "output"))):
         shares = dice.choice(
             [(Decimal("0.333333333333"), Decimal("0.666666666667")), (Decimal(1), Decimal(0))]
         )
         currency = dice.choice(["USD", "USD", "CHF"])
+        pools.append(
+            {
+                "pool": pool,
+                "supplier": "s",
+                "unit": "u",
+                "currency": currency,
+                "idle_policy": "none",
+                "recognition": "as_billed",
+                "on_demand_book": None,
+                "window_seconds": 60,
+                "units_min": 0,
+                "units_sold_in": 1,
+                "lead_time_days": None,
+                "term_from": START,
+                "term_until": None,
+                "renewal_months": None,
+                "notice_days": None,
+            }
+        )
         for since, until in _spans(dice):
-            units, fee = dice.randint(0, 3), _fee(dice)
+            units = dice.randint(0, 3)
+            capacity_fees.append(
+                {
+                    "pool": pool,
+                    "fee": "step",
+                    "dimension": None,
+                    "effective_from": since,
+                    "effective_until": until,
+                    "amount": _fee(dice),
+                    "per": "month",
+                    "currency": currency,
+                }
+            )
             steps += [
                 {
                     "pool": pool,
                     "dimension": dimension,
                     "effective_from": since,
                     "effective_until": until,
-                    "supplier": "s",
-                    "unit": "u",
                     "units": units,
                     "unit_burn_per_minute": dice.choice([1, 7, 1_000, 10**6]),
-                    "fee_per_month": fee,
                     "fee_share_ratio": shares[place] if len(dimensions) == 2 else Decimal(1),
-                    "currency": currency,
-                    "idle_policy": "none",
                 }
                 for place, dimension in enumerate(dimensions)
             ]
@@ -186,7 +214,9 @@ def _books(dice: Random) -> Books:
         fees=_frame(FEES, fees),
         price_books=_frame(PRICES, prices),
         cost_books=_frame(PRICES, _prices(dice, "far", ["m1"], "USD")),
+        pools=_frame(POOLS, pools),
         capacity_steps=_frame(CAPACITY_STEPS, steps),
+        capacity_fees=_frame(CAPACITY_FEES, capacity_fees),
         burndown=_frame(BURNDOWN, burndown),
     )
 

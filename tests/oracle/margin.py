@@ -316,21 +316,28 @@ def margin(
             )
             below = Decimal(0)
             for step in steps:
-                whole = earned(step["fee_per_month"], at, after)
+                fee = next(
+                    f
+                    for f in books.frames["capacity_fees"]
+                    if f["pool"] == pool
+                    and f["effective_from"] <= at
+                    and (f["effective_until"] is None or at < f["effective_until"])
+                )
+                whole = earned(fee["amount"], at, after)
                 above = below + step["fee_share_ratio"]
                 cost = int(Fraction(above) * whole // 1) - int(Fraction(below) * whole // 1)
                 below = above
                 minutes = [used[pool, step["dimension"], at + timedelta(minutes=m)] for m in range(15)]
                 contracted = sum(m["contracted"] for m in minutes)
                 served = cost * sum(m["served"] for m in minutes) // contracted if contracted else 0
-                money(at, "idle", {"pool": pool}, "cost", "cost_pool", cost - served, step["currency"])
+                money(at, "idle", {"pool": pool}, "cost", "cost_pool", cost - served, fee["currency"])
                 shares = burns[pool, step["dimension"], at]
                 total = sum(amount for _, amount, _ in shares)
                 left = served - sum(served * amount // total for _, amount, _ in shares)
                 ranked = sorted(shares, key=lambda share: (-(served * share[1] % total), share[0]))
                 for place, (_, amount, row) in enumerate(ranked):
                     part = served * amount // total + (1 if place < left else 0)
-                    money(at, "usage", row, "cost", "cost_pool", part, step["currency"])
+                    money(at, "usage", row, "cost", "cost_pool", part, fee["currency"])
     for (key, side, _), left in open_.items():
         if left:
             lines[key]["cost_unrated" if side == "cost" else "charge_unrated"] = 1
