@@ -65,6 +65,8 @@ def outcome(connection: psycopg.Connection[Any]) -> dict[str, list[tuple[Any, ..
         f"FROM usage_quarters JOIN series USING (series_id) GROUP BY quarter_start, {series}",
         "minutes": "SELECT minute, pool, ran_on, model_served, sum(requests), sum(output_tokens) FROM pool_minutes "
         "GROUP BY minute, pool, ran_on, model_served",
+        "customers": "SELECT minute, customer, pool, sum(requests), sum(output_tokens) FROM pool_customer_minutes "
+        "JOIN series USING (series_id) GROUP BY minute, customer, pool",
         "ends": "SELECT kind, sum(received), sum(accepted), sum(duplicate), sum(conflict), sum(rejected) "
         "FROM ingest_batches JOIN stream_positions USING (intake_id) GROUP BY kind",
         "sources": "SELECT source, sum(accepted), sum(duplicate) FROM batch_sources JOIN sources USING (source_id) "

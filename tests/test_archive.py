@@ -2,23 +2,28 @@
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psycopg
 import pytest
 import structlog
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import Connection, text
 from typer.testing import CliRunner
 
 from metering.errors import BadInput, Unavailable, WrongWorld
 from metering.events.identity import uuid7_text
 from metering.settings import Settings, read_settings
-from metering.store import archived_sums, archives, findings, partitions, passes, postgres
+from metering.store import archived_sums, archives, findings, partitions, passes, postgres, rollups
 from metering.store.verify import verify
 from tests.ledger_builder import Event, Ledger, instant
 from workers import archive as worker
 from workers import fold, provision, settle, tend
+from workers.rebuild import rebuild
 
 FIRST = date(2026, 10, 1)
 DAY = timedelta(days=1)
@@ -102,7 +107,7 @@ def test_a_day_goes_to_a_file_and_comes_back_row_for_row(settings: Settings, led
     assert ledger.execute("SELECT to_regclass('usage_events_20261001')") == [(None,)]
     assert differences(settings) == {}
     # a fold from zero reads the file
-    ledger.execute("TRUNCATE usage_quarters, pool_minutes, fold_positions")
+    ledger.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
     fold.run(until_idle=True, settings=settings)
     assert sum(row[3] for row in ledger.rollups()["usage_quarters"]) == sum(
         row[3] for row in folded["usage_quarters"]
@@ -197,7 +202,14 @@ def test_a_damaged_file_is_named_and_nothing_else_stops(
     whole = Path(path).read_bytes()
     damage(Path(path))
     found = differences(settings)
-    assert found.keys() == {"archives", "batch counts", "ledger rows", "usage_quarters", "pool_minutes"}
+    assert found.keys() == {
+        "archives",
+        "batch counts",
+        "ledger rows",
+        "usage_quarters",
+        "pool_minutes",
+        "pool_customer_minutes",
+    }
     with pytest.raises(WrongWorld, match=f"the archive of 2026-10-01 at .*{says}"):
         worker.restore_day(settings, FIRST)
     assert str(written) in found["archives"]
@@ -469,3 +481,55 @@ def test_an_address_that_takes_nothing_ends_no_worker(
     with pytest.raises(Unavailable, match=r"2026-10-01 could not be written to .*nothing was entered"):
         worker.archive_day(nowhere, FIRST, TODAY)
     assert state(ledger) == before
+
+
+def test_a_rollup_that_came_with_an_upgrade_is_filled_from_archived_days_too(
+    settings: Settings, ledger: Ledger
+) -> None:
+    """What the previous version folded is missing by name, not zero, until a rebuild has filled it."""
+
+    def read_back(as_of: int | None) -> list[pl.DataFrame]:
+        span = (instant("2026-10-01"), instant("2026-11-01"), as_of)
+        with postgres.reading(settings) as connection:
+            return [
+                rollups.read_pool_usage(connection, *span),
+                rollups.read_pool_customer_usage(connection, *span, ["north"]),
+            ]
+
+    ledger.batch(
+        2, [Event("2026-10-02 10:16:30", (3, 0), pool="north", ran_on="overflow", customer="globex")]
+    )
+    fold.run(until_idle=True, settings=settings)
+    pin(settings)
+    before, as_kept = ledger.rollups(), [read_back(as_of) for as_of in (1, 2, 3, None)]
+    assert [customers["uncached_input_tokens"].to_list() for _, customers in as_kept] == [
+        [100], [100], [100, 3], [100, 3],
+    ]  # fmt: skip
+    ledger.execute("UPDATE stream_positions SET seen_until = '2026-10-19'")
+    worker.archive_day(settings, FIRST, TODAY)
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")))
+    config.set_main_option("path_separator", "os")
+    config.attributes["settings"] = settings
+    command.downgrade(config, "0006")
+    command.upgrade(config, "head")
+    # the fold goes on where it was
+    ledger.batch(1, [Event("2026-10-02 10:20:00", (4, 0), pool="north", ran_on="pool")])
+    fold.run(until_idle=True, settings=settings)
+    assert [row[:3] for row in ledger.rollups()["pool_customer_minutes"]] == [
+        (instant("2026-10-02 10:20:00"), 1, 4)
+    ]
+    unfilled = "came with an upgrade and lacks what was folded before it; run `metering rebuild rollups`"
+    with pytest.raises(WrongWorld, match=f"pool_customer_minutes {unfilled}"):
+        read_back(None)
+    assert list(differences(settings)) == ["pool_customer_minutes"]
+    assert unfilled in differences(settings)["pool_customer_minutes"]
+    assert [each.differing for each in rebuild(settings, dry_run=True).differences] == [0, 0, 2]
+    assert unfilled in differences(settings)["pool_customer_minutes"]
+    assert rebuild(settings, dry_run=False).swapped
+    assert differences(settings) == {}
+    kept = before["pool_customer_minutes"]
+    assert [row for row in ledger.rollups()["pool_customer_minutes"] if row[2] < 4] == kept
+    for was, now in zip(as_kept[:3], [read_back(as_of) for as_of in (1, 2, 3)], strict=True):
+        assert all(one.equals(other) for one, other in zip(was, now, strict=True))
+    assert not rebuild(settings, dry_run=False).swapped

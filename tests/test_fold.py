@@ -17,9 +17,16 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from metering.core.folding import FOLDABLE, MINUTE_SUMS, QUARTER_SUMS, SERIES_POOLS, fold
+from metering.core.folding import (
+    CUSTOMER_MINUTE_SUMS,
+    FOLDABLE,
+    MINUTE_SUMS,
+    QUARTER_SUMS,
+    SERIES_POOLS,
+    fold,
+)
 from metering.errors import WrongWorld
-from metering.frames import POOL_USAGE, USAGE
+from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE
 from metering.meters import METERS
 from metering.settings import Settings, read_settings
 from metering.store import postgres, rollups
@@ -75,7 +82,7 @@ def test_edges_of_minutes_and_quarters_and_what_counts() -> None:
         """,
         FOLDABLE,
     )
-    quarters, minutes = fold(rows, SERIES)
+    quarters, minutes, customers = fold(rows, SERIES)
     check(
         quarters,
         """
@@ -98,12 +105,23 @@ def test_edges_of_minutes_and_quarters_and_what_counts() -> None:
         2026-10-31 10:01 | north | 1        | 8                     | 80
         """,
     )
+    # the same by series, each of which has one customer
+    check(
+        customers,
+        """
+        minute           | series_id | requests | uncached_input_tokens | output_tokens
+        2026-10-31 09:59 | 2         | 1        | 1                     | 10
+        2026-10-31 10:00 | 2         | 0        | 0                     | 0
+        2026-10-31 10:00 | 3         | 1        | 4                     | 40
+        2026-10-31 10:01 | 2         | 1        | 8                     | 80
+        """,
+    )
 
 
 def test_nothing_folds_to_nothing() -> None:
-    quarters, minutes = fold(FOLDABLE.empty(), SERIES_POOLS.empty())
-    assert (quarters.height, minutes.height) == (0, 0)
-    assert (quarters.schema, minutes.schema) == (QUARTER_SUMS.empty().schema, MINUTE_SUMS.empty().schema)
+    folded = fold(FOLDABLE.empty(), SERIES_POOLS.empty())
+    declared = (QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS)
+    assert all(sums.equals(frame.empty()) for sums, frame in zip(folded, declared, strict=True))
 
 
 def test_a_row_of_an_unknown_series_is_refused() -> None:
@@ -122,8 +140,8 @@ def test_the_largest_quantities_do_not_wrap() -> None:
         ]
         * 1000
     )
-    quarters, minutes = fold(rows, SERIES)
-    assert set(quarters.row(0)[2:]) == {1000, 1000 * largest}
+    quarters, minutes, customers = fold(rows, SERIES)
+    assert set(quarters.row(0)[2:]) == set(customers.row(0)[2:]) == {1000, 1000 * largest}
     assert set(minutes.row(0)[7:]) == {1000, 1000 * largest}
 
 
@@ -150,9 +168,11 @@ def test_folds_add_up_in_any_order_and_chunking(rows: list[tuple], cuts: list[in
     shuffled = random.sample(rows, len(rows))
     edges = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
     parts = [fold(frame(shuffled[start:end]), SERIES) for start, end in pairwise(edges)] or [whole]
-    for place, declared in ((0, QUARTER_SUMS), (1, MINUTE_SUMS)):
+    for place, declared in enumerate((QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS)):
         added = pl.concat([part[place] for part in parts]).group_by(declared.key).sum()
         assert declared.conform(added).equals(whole[place])
+    every_customer = whole[2].join(SERIES, on="series_id").group_by(MINUTE_SUMS.key)
+    assert MINUTE_SUMS.conform(every_customer.agg(pl.col("requests", *METERS).sum())).equals(whole[1])
 
 
 # ---- the store and the worker --------------------------------------------------------------------------
@@ -237,6 +257,7 @@ def test_run_it_twice(settings: Settings, ledger: Ledger) -> None:
     once = ledger.rollups()
     assert once["usage_quarters"]
     assert once["pool_minutes"]
+    assert once["pool_customer_minutes"]
     run(settings)
     assert ledger.rollups() == once
 
@@ -253,7 +274,7 @@ def test_any_chunking_gives_the_same_rollups(settings: Settings, ledger: Ledger,
             pass
     assert [row[1] for row in ledger.rollups()["fold_positions"]] == [1, 3, 5]
     chunked = ledger.rollups()
-    ledger.execute("TRUNCATE usage_quarters, pool_minutes, fold_positions")
+    ledger.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
     run(settings)
     assert ledger.rollups() == chunked
 
@@ -317,7 +338,7 @@ def test_many_folds_at_once_count_everything_once(settings: Settings, ledger: Le
     for thread in threads:
         thread.join(60)
     together = ledger.rollups()
-    ledger.execute("TRUNCATE usage_quarters, pool_minutes, fold_positions")
+    ledger.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
     run(settings)
     assert ledger.rollups() == together
 
@@ -380,6 +401,62 @@ def test_reports_sum_series_of_the_same_dimensions(settings: Settings, ledger: L
     check(usage, "customer | requests | uncached_input_tokens\nacme | 2 | 101")
 
 
+def test_usage_of_customers_by_pool_adds_up_to_that_of_the_pools(settings: Settings, ledger: Ledger) -> None:
+    intake = ledger.intake()
+    north, south = ({"pool": pool, "ran_on": "pool"} for pool in ("north", "south"))
+    ledger.batch(
+        intake,
+        [
+            Event("2026-10-31 10:14:59.999999", (100, 10), **north),
+            Event("2026-10-31 10:14:00", (200, 20), counts_for="cost", **north),
+            Event("2026-10-31 10:14:00", (3, 3), customer="globex", **north),
+            Event("2026-10-31 10:14:00", (4, 4), customer="globex", pool="north", ran_on="overflow"),
+            Event("2026-10-31 10:15:00", (5, 5), customer="globex", **south),
+            Event("2026-10-31 10:15:00", (6, 6), customer="globex"),
+        ],
+    )
+    with postgres.connect(settings, "fold") as connection:
+        worker.pin(connection, settings, "test")
+    # a charge that is taken back leaves what was burned, what never ran does not
+    backward = {"compensates": True, "event_type": 5, **north}
+    ledger.batch(
+        intake,
+        [
+            Event("2026-10-31 10:14:59.999999", (100, 10), counts_for="charge", **backward),
+            Event("2026-10-31 10:14:00", (3, 3), customer="globex", **backward),
+        ],
+    )
+    run(settings)
+
+    def read_back(as_of: int | None, pools: list[str] | None = None) -> pl.DataFrame:
+        with postgres.reading(settings) as connection:
+            found = rollups.read_pool_customer_usage(connection, *DAY, as_of, pools)
+            if pools is None:
+                every = rollups.read_pool_usage(connection, *DAY, as_of)
+                assert POOL_USAGE.conform(
+                    found.group_by(POOL_USAGE.key).agg(pl.col("requests", *METERS).sum())
+                ).equals(every)
+        assert POOL_CUSTOMER_USAGE.conform(found).equals(found)
+        return found
+
+    check(
+        read_back(None),
+        """
+        minute           | pool  | ran_on   | customer | provider | requests | uncached_input_tokens | output_tokens
+        2026-10-31 10:14 | north | overflow | globex   | own      | 1        | 4                     | 4
+        2026-10-31 10:14 | north | pool     | acme     | own      | 2        | 300                   | 30
+        2026-10-31 10:14 | north | pool     | globex   | own      | 0        | 0                     | 0
+        2026-10-31 10:15 | south | pool     | globex   | own      | 1        | 5                     | 5
+        """,
+    )
+    assert read_back(1)["requests"].to_list() == [1, 2, 1, 1]
+    assert read_back(None, ["south", "no such"])["pool"].to_list() == ["south"]
+    assert read_back(None, []).is_empty()
+    with postgres.reading(settings) as connection:
+        later = rollups.read_pool_customer_usage(connection, DAY[1], DAY[1] + timedelta(days=1), None)
+    assert later.equals(POOL_CUSTOMER_USAGE.empty())
+
+
 def test_texts_with_quotes_and_line_ends_come_through(settings: Settings, ledger: Ledger) -> None:
     pool = 'no"rth,\n "x" é'
     ledger.batch(ledger.intake(), [Event("2026-10-31 10:00:00", pool=pool, ran_on="pool", model="")])
@@ -387,6 +464,7 @@ def test_texts_with_quotes_and_line_ends_come_through(settings: Settings, ledger
     with postgres.reading(settings) as connection:
         pools = rollups.read_pool_usage(connection, *DAY, None)
         usage = rollups.read_usage(connection, *DAY, None)
+        assert rollups.read_pool_customer_usage(connection, *DAY, None, [pool])["pool"][0] == pool
     assert (pools["pool"][0], pools["model_served"][0]) == (pool, "")
     assert (usage["pool"][0], usage["model_served"][0]) == (pool, "")
 

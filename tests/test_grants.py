@@ -38,7 +38,9 @@ settle    settlements        i
 settle    stream_positions   iu
 settle    usage_events       i
 fold      fold_positions     iu
+fold      pool_customer_minutes iud
 fold      pool_minutes       iud
+fold      unfilled_rollups   d
 fold      usage_quarters     iud
 fold      watermarks         i
 evaluate  alerts             i
@@ -150,7 +152,7 @@ def test_a_number_that_is_none_cannot_enter(settings: Settings) -> None:
         kinds = connection.execute(
             text(
                 "SELECT DISTINCT data_type FROM information_schema.columns WHERE table_name IN "
-                "('usage_events', 'usage_quarters', 'pool_minutes') AND "
+                "('usage_events', 'usage_quarters', 'pool_minutes', 'pool_customer_minutes') AND "
                 "(column_name LIKE '%tokens' OR column_name LIKE '%ms' OR column_name = 'requests')"
             )
         ).scalars()

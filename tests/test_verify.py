@@ -76,6 +76,7 @@ def test_an_honest_ledger_passes_and_nothing_moves(settings: Settings, honest: L
         ("ledger rows", "13 rows in 5 roots"),
         ("usage_quarters", "7 rows"),
         ("pool_minutes", "2 rows"),
+        ("pool_customer_minutes", "2 rows"),
         ("fold positions", "4 batches folded"),
         ("watermarks", "2 heads"),
         ("catalog revisions", "0 revisions"),
@@ -113,6 +114,12 @@ DAMAGE = [
     ("usage_quarters SET interval_id = 1 WHERE interval_id = 2", {"usage_quarters": MOVED}),
     ("pool_minutes SET pool = 'south'", {"pool_minutes": "pool north"}),
     ("pool_minutes SET requests = 0", {"pool_minutes": "sum to 1 in the ledger, the rollup says 0"}),
+    (
+        "pool_customer_minutes SET series_id = 2",
+        {
+            "pool_customer_minutes": "series_id 1, interval_id 1: the ledger has usage there, the rollup has no row"
+        },
+    ),
     (
         f"usage_events SET output_tokens = 2 WHERE {ROW}",
         {"usage_quarters": "output_tokens sum to 2 in the ledger, the rollup says 1", **ROOT},
@@ -184,7 +191,10 @@ LOSS = [
     ),
     (
         "DELETE FROM watermarks WHERE watermark_id = 1",
-        {"watermarks": "watermark 1 is missing", "usage_quarters": "interval", "pool_minutes": "interval"},
+        {
+            "watermarks": "watermark 1 is missing",
+            **dict.fromkeys(("usage_quarters", "pool_minutes", "pool_customer_minutes"), "interval"),
+        },
     ),
 ]
 STATEMENTS = [(f"UPDATE {change}", differences) for change, differences in DAMAGE] + LOSS
@@ -235,7 +245,7 @@ def test_as_of_a_watermark_only_what_was_there_is_looked_at(settings: Settings, 
 def test_truncation_is_found(settings: Settings, honest: Ledger) -> None:
     honest.execute("TRUNCATE usage_events")
     assert found(settings, roots=False).keys() == {
-        "batch counts", "details", "usage_quarters", "pool_minutes",
+        "batch counts", "details", "usage_quarters", "pool_minutes", "pool_customer_minutes",
     }  # fmt: skip
 
 

@@ -57,8 +57,8 @@ def fold_some(connection: Connection, settings: Settings, series: SeriesPools) -
     if not batches:
         return 0
     rows = rollups.read_foldable(connection, [batch.batch_id for batch in batches])
-    quarters, minutes = fold(rows, series.of(connection, rows["series_id"]))
-    rollups.add_sums(connection, rollups.open_interval(connection), quarters, minutes)
+    sums = fold(rows, series.of(connection, rows["series_id"]))
+    rollups.add_sums(connection, rollups.open_interval(connection), sums)
     rollups.advance_fold(connection, batches)
     return taken
 

@@ -48,7 +48,7 @@ class _Shadow:
         for group in _groups(batches):
             rows = rollups.read_foldable(self._connection, [batch.batch_id for batch in group])
             sums = fold(rows, self._series.of(self._connection, rows["series_id"]))
-            shadow.add(self._connection, group[0].interval_id, *sums)
+            shadow.add(self._connection, group[0].interval_id, sums)
             if commit:
                 self._connection.commit()
             self._events += sum(batch.accepted for batch in group)
@@ -88,9 +88,10 @@ def rebuild(settings: Settings, *, dry_run: bool, progress: Progress = lambda me
         # what was folded meanwhile, and the comparison, in one snapshot
         made.catch_up(commit=False)
         found = shadow.differences(connection)
+        wrong = any(each.differing for each in found) or bool(rollups.unfilled(connection))
         # temporary tables keep what this transaction added to them
         connection.commit()
-        if dry_run or not any(each.differing for each in found):
+        if dry_run or not wrong:
             return Rebuilt(found, swapped=False)
         progress("swapping")
         with postgres.knowledge(connection):

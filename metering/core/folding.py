@@ -1,4 +1,4 @@
-"""Folding: ledger rows in, sums per quarter hour and series and per minute and pool out.
+"""Folding: ledger rows in, sums per quarter hour and series, per minute and pool, per minute, pool and customer out.
 
 A row counts its requests (usage one, a compensating row takes one away, an adjustment none) and its meters,
 on the minute and the quarter hour in which it ended: an instant on an edge begins its own. Sums are exact
@@ -62,21 +62,28 @@ MINUTE_SUMS: Final = Frame(
     },
     key=("minute", "pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint"),
 )
+#: The minutes of every customer in a pool: those of its series. A sum over customers is one of MINUTE_SUMS.
+CUSTOMER_MINUTE_SUMS: Final = Frame(
+    "CUSTOMER_MINUTE_SUMS",
+    {"minute": INSTANT, "series_id": pl.Int32, **_BIGINTS},
+    key=("minute", "series_id"),
+)
 
 _SUMS: Final = [pl.col(name).sum() for name in _BIGINTS]
 
 
-def fold(rows: pl.DataFrame, series: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Fold FOLDABLE rows with the SERIES_POOLS of all their series into (QUARTER_SUMS, MINUTE_SUMS).
+def fold(rows: pl.DataFrame, series: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Fold FOLDABLE rows with the SERIES_POOLS of all their series.
 
-    Minutes hold the rows whose series is meant for a pool and counts for cost: a charge that was taken back
-    leaves what the pool burned. A row whose series is missing is an assert.
+    Returns (QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS). Minutes hold the rows whose series is meant for
+    a pool and counts for cost: a charge that was taken back leaves what the pool burned. A row whose series is
+    missing is an assert.
     """
     rows, series = FOLDABLE.conform(rows), SERIES_POOLS.conform(series)
     assert rows.height < ROWS_MAX, f"{rows.height} rows in one fold; fold fewer batches at once"
     unknown = rows.join(series, on="series_id", how="anti")
     assert unknown.is_empty(), f"no series {unknown['series_id'][0]} among those given"
-    # per minute and series first: both results are small sums of it
+    # per minute and series first: all results are small sums of it
     minutes = (
         rows.with_columns(
             pl.col("occurred_at").dt.truncate("1m").alias("minute"),
@@ -93,7 +100,10 @@ def fold(rows: pl.DataFrame, series: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
     burned = series.filter(
         pl.col("pool").is_not_null() & pl.col("counts_for").is_in(["charge_and_cost", "cost"])
     )
+    customers = CUSTOMER_MINUTE_SUMS.conform(minutes.join(burned, on="series_id", how="semi"))
     pools = (
-        minutes.join(burned, on="series_id", how="inner", validate="m:1").group_by(MINUTE_SUMS.key).agg(_SUMS)
+        customers.join(burned, on="series_id", how="inner", validate="m:1")
+        .group_by(MINUTE_SUMS.key)
+        .agg(_SUMS)
     )
-    return QUARTER_SUMS.conform(quarters), MINUTE_SUMS.conform(pools)
+    return QUARTER_SUMS.conform(quarters), MINUTE_SUMS.conform(pools), customers

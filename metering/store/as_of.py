@@ -37,7 +37,7 @@ _BY_BATCH: Final = (
     "adjustments",
     "settlements",
 )
-_BY_INTERVAL: Final = ("usage_quarters", "pool_minutes")
+_BY_INTERVAL: Final = ("usage_quarters", "pool_minutes", "pool_customer_minutes")
 
 
 def everything(statement: str) -> str:

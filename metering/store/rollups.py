@@ -5,9 +5,9 @@ watermark W a sum runs over the intervals up to W, live over all of them. Everyt
 caller's transaction and commits nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -18,13 +18,12 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from metering.errors import WrongWorld
-from metering.frames import DIMENSIONS, INSTANT, POOL_USAGE, SUM, SUMS, USAGE
+from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, POOL_USAGE, SUM, SUMS, USAGE, Frame
 from metering.meters import METERS
+from metering.periods import MINUTE, QUARTER
 from metering.store.archives import read_batches
 from metering.store.ledger_rows import Rows, copy_out, copy_stream, row_dtype
 from metering.store.postgres import driver
-
-_QUARTER_MICROSECONDS: Final = 15 * 60 * 1_000_000
 
 Driver = psycopg.Connection[Any]
 
@@ -39,12 +38,19 @@ _FOLDABLE: Final = {
 COUNTS: Final = "(event_type IN (1, 6) OR source_id < 0)"
 #: Requests that such a row counts.
 REQUESTS: Final = "CASE WHEN event_type = 6 THEN 0 WHEN source_id < 0 THEN -1 ELSE 1 END"
-_QUARTERS: Final = {"quarter_start": "instant", "series_id": "int4", **dict.fromkeys(SUMS, "int8")}
 _SERIES_POOLS: Final = ("series_id", *POOL_USAGE.key[1:], "counts_for")
 _POOL_KEY: Final = POOL_USAGE.key
 #: What tells the rows of a rollup apart, beside their interval.
-KEYS: Final = {"usage_quarters": ("quarter_start", "series_id"), "pool_minutes": _POOL_KEY}
-_STAGES: Final = {"usage_quarters": "folded_quarters", "pool_minutes": "folded_minutes"}
+KEYS: Final = {
+    "usage_quarters": ("quarter_start", "series_id"),
+    "pool_minutes": _POOL_KEY,
+    "pool_customer_minutes": ("minute", "series_id"),
+}
+_STAGES: Final = {
+    "usage_quarters": "folded_quarters",
+    "pool_minutes": "folded_minutes",
+    "pool_customer_minutes": "folded_customers",
+}
 
 
 @dataclass(frozen=True)
@@ -110,15 +116,16 @@ def open_interval(connection: Connection) -> int:
 
 
 def add_sums(
-    connection: Connection, interval_id: int, quarters: pl.DataFrame, minutes: pl.DataFrame, beside: str = ""
+    connection: Connection, interval_id: int, sums: Sequence[pl.DataFrame], beside: str = ""
 ) -> None:
-    """Add QUARTER_SUMS and MINUTE_SUMS to the rows of an interval. A sum beyond 64 bits is an error.
+    """Add the QUARTER_SUMS, MINUTE_SUMS and CUSTOMER_MINUTE_SUMS of a fold to the rows of an interval.
 
-    `beside`: what stands before the names of the tables, where it is not to the rollups themselves.
+    A sum beyond 64 bits is an error. `beside`: what stands before the names of the tables, where it is not to
+    the rollups themselves.
     """
-    for rollup, sums in (("usage_quarters", quarters), ("pool_minutes", minutes)):
-        if not sums.is_empty():
-            _add(connection, beside + rollup, _STAGES[rollup], KEYS[rollup], interval_id, sums)
+    for rollup, rows in zip(KEYS, sums, strict=True):
+        if not rows.is_empty():
+            _add(connection, beside + rollup, _STAGES[rollup], KEYS[rollup], interval_id, rows)
 
 
 def _add(
@@ -170,36 +177,75 @@ def read_usage(connection: Connection, start: datetime, until: datetime, as_of: 
 
     `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`.
     """
+    where = _span("quarter_start", start, until, as_of, driver(connection))
+    return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER)
+
+
+def read_pool_customer_usage(
+    connection: Connection,
+    start: datetime,
+    until: datetime,
+    as_of: int | None,
+    pools: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Usage per minute, pool and customer in [start, until): POOL_CUSTOMER_USAGE; `as_of` as above.
+
+    `pools`: only requests meant for these; None for those of every pool. Raises WrongWorld while the rollup
+    lacks what was folded before the database had it.
+    """
+    if says := unfilled(connection).get("pool_customer_minutes"):
+        raise WrongWorld(f"pool_customer_minutes {says}")
     raw = driver(connection)
-    where = _span("quarter_start", start, until, as_of, raw)
-    query = f"SELECT {', '.join(_QUARTERS)} FROM usage_quarters WHERE {where}"
-    pieces = list(copy_out(raw, query, _QUARTERS))
-    starts, ids = (_column(pieces, name) for name in ("quarter_start", "series_id"))
+    where = _span("minute", start, until, as_of, raw)
+    if pools is not None:
+        meant = sql.SQL(" AND series_id IN (SELECT series_id FROM series WHERE pool = ANY({}))")
+        where += meant.format(sql.Literal(list(pools))).as_string(raw)
+    return _read_series_sums(connection, "pool_customer_minutes", where, POOL_CUSTOMER_USAGE, MINUTE)
+
+
+def unfilled(connection: Connection) -> dict[str, str]:
+    """The rollups that lack what was folded before the database had them; with what is the matter, in words."""
+    marked = connection.execute(text("SELECT rollup FROM unfilled_rollups ORDER BY 1")).scalars()
+    return dict.fromkeys(
+        marked,
+        "came with an upgrade and lacks what was folded before it; run `metering rebuild rollups`, "
+        "which fills it beside the workers",
+    )
+
+
+def _read_series_sums(
+    connection: Connection, rollup: str, where: str, declared: Frame, bucket: timedelta
+) -> pl.DataFrame:
+    """The rows of a rollup by series as `declared`, whose key is the start of a bucket and columns of series."""
+    start_of, *named_by = declared.key
+    kinds = {start_of: "instant", "series_id": "int4", **dict.fromkeys(SUMS, "int8")}
+    query = f"SELECT {', '.join(kinds)} FROM {rollup} WHERE {where}"
+    pieces = list(copy_out(driver(connection), query, kinds))
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([np.empty(0, row_dtype(kinds)[name]), *(piece[name] for piece in pieces)])
+
+    starts, ids = column(start_of), column("series_id")
     known, positions = np.unique(ids, return_inverse=True)
     series = _read_series(connection, known.tolist()).sort("series_id")
-    dimensions = (
-        series.select(*DIMENSIONS).unique().sort(*DIMENSIONS, nulls_last=False).with_row_index("rank")
-    )
+    dimensions = series.select(named_by).unique().sort(named_by, nulls_last=False).with_row_index("rank")
     ranks = series.join(
-        dimensions, on=list(DIMENSIONS), nulls_equal=True, validate="m:1", maintain_order="left"
-    )["rank"].to_numpy()
-    # one number for quarter hour and dimensions: several intervals of a series, and several series of the
-    # same dimensions, are one row; the order of the numbers is that of USAGE's key
-    keys = starts // _QUARTER_MICROSECONDS * (len(dimensions) + 1) + ranks[positions]
+        dimensions, on=named_by, nulls_equal=True, validate="m:1", maintain_order="left"
+    )["rank"].to_numpy()  # fmt: skip
+    # one number for bucket and dimensions: several intervals of a series, and several series of the same
+    # dimensions, are one row; the order of the numbers is that of the key
+    keys = starts // (bucket // timedelta(microseconds=1)) * (len(dimensions) + 1) + ranks[positions]
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     edges = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
-    sums = {name: _group_sums(_column(pieces, name)[order], edges) for name in SUMS}
+    sums = {name: _group_sums(column(name)[order], edges) for name in SUMS}
     pieces.clear()
     first = order[edges]
     rank_of_row = pl.DataFrame({"rank": ranks[positions[first]].astype(np.uint32)})
     named = rank_of_row.join(dimensions, on="rank", how="left", validate="m:1", maintain_order="left")
-    quarter_start = pl.Series("quarter_start", starts[first]).cast(INSTANT)
-    return named.with_columns(quarter_start, **sums).select(*USAGE.columns)
-
-
-def _column(pieces: list[Rows], name: str) -> npt.NDArray[Any]:
-    return np.concatenate([np.empty(0, row_dtype(_QUARTERS)[name]), *(piece[name] for piece in pieces)])
+    return named.with_columns(pl.Series(start_of, starts[first]).cast(INSTANT), **sums).select(
+        *declared.columns
+    )
 
 
 def _group_sums(values: npt.NDArray[np.int64], edges: npt.NDArray[np.intp]) -> pl.Series:

@@ -5,6 +5,7 @@ position lies beyond it, else to the open one, and stays there: a pin leaves no 
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -50,9 +51,9 @@ def begin(connection: Connection) -> None:
     connection.commit()
 
 
-def add(connection: Connection, interval_id: int, quarters: pl.DataFrame, minutes: pl.DataFrame) -> None:
+def add(connection: Connection, interval_id: int, sums: Sequence[pl.DataFrame]) -> None:
     """Add the sums of a fold to the shadow, in the caller's transaction."""
-    add_sums(connection, interval_id, quarters, minutes, beside=_SHADOW)
+    add_sums(connection, interval_id, sums, beside=_SHADOW)
 
 
 def folded(connection: Connection, done: dict[int, int]) -> list[Folded]:
@@ -120,7 +121,7 @@ def swap(connection: Connection) -> None:
     """Make the rollups what their shadow is, row by row where they differ, in the caller's transaction.
 
     The caller holds the lock KNOWLEDGE, and the shadow holds all that is folded. A fold position beyond what
-    its intake committed goes back to it.
+    its intake committed goes back to it. A rollup that an upgrade left to be filled is whole then.
     """
     for rollup, key in KEYS.items():
         columns = ", ".join((*key, "interval_id", *SUMS))
@@ -139,3 +140,4 @@ def swap(connection: Connection) -> None:
         "UPDATE fold_positions f SET next_sequence = p.next_sequence FROM stream_positions p "
         "WHERE p.intake_id = f.intake_id AND f.next_sequence > p.next_sequence"
     )
+    connection.exec_driver_sql("DELETE FROM unfilled_rollups")

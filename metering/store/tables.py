@@ -430,6 +430,17 @@ pool_minutes = Table(
         "interval_id",
     ),
 )
+pool_customer_minutes = Table(
+    "pool_customer_minutes",
+    metadata,
+    _required("minute", _instant()),
+    _required("series_id", Integer),
+    _required("interval_id", BigInteger),
+    *(_required(name, BigInteger) for name in _sums),
+    PrimaryKeyConstraint("minute", "series_id", "interval_id"),
+)
+#: Rollups that came with an upgrade and lack what was folded before it.
+unfilled_rollups = Table("unfilled_rollups", metadata, _required("rollup", Text, primary_key=True))
 fold_positions = Table(
     "fold_positions",
     metadata,

@@ -17,7 +17,7 @@ from metering.store import archived_sums, archives, books, positions, published,
 from metering.store.as_of import Scope, as_of, everything
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.details import details
-from metering.store.rollups import COUNTS, REQUESTS, open_interval
+from metering.store.rollups import COUNTS, REQUESTS, open_interval, unfilled
 
 Progress = Callable[[str], None]
 
@@ -78,7 +78,7 @@ def verify(
         progress("summing the ledger, to compare it with the rollups")
         yield from _rollups(connection, _through(scope, archived))
     else:
-        yield from (_unread("usage_quarters"), _unread("pool_minutes"))
+        yield from map(_unread, _ROLLUP_KEYS)
     progress("walking the chains of watermarks, catalogs and interventions")
     yield _watermarks(connection, scope)
     revision = (
@@ -310,10 +310,19 @@ _RECOMPUTED: Final = f"""
     quarters AS (
         SELECT date_bin('15 minutes', minute, 'epoch') AS quarter_start, series_id, interval_id, {_SUMMED}
         FROM minutes GROUP BY 1, 2, 3),
+    customers AS NOT MATERIALIZED (
+        SELECT minutes.* FROM minutes JOIN series USING (series_id)
+        WHERE pool IS NOT NULL AND counts_for IN ('charge_and_cost', 'cost')),
     pools AS (
-        SELECT minute, {_POOL_KEY}, interval_id, {_SUMMED} FROM minutes JOIN series USING (series_id)
-        WHERE pool IS NOT NULL AND counts_for IN ('charge_and_cost', 'cost')
+        SELECT minute, {_POOL_KEY}, interval_id, {_SUMMED} FROM customers JOIN series USING (series_id)
         GROUP BY minute, {_POOL_KEY}, interval_id)"""
+#: Of every rollup what tells its rows apart, and the recomputed sums that it must hold.
+_ROLLUP_KEYS: Final = {
+    "usage_quarters": "quarter_start, series_id",
+    "pool_minutes": f"minute, {_POOL_KEY}",
+    "pool_customer_minutes": "minute, series_id",
+}
+_RECOMPUTED_AS: Final = dict(zip(_ROLLUP_KEYS, ("quarters", "pools", "customers"), strict=True))
 
 
 def compared(recomputed: str, rollup: str, key: str) -> str:
@@ -328,14 +337,14 @@ def compared(recomputed: str, rollup: str, key: str) -> str:
 
 def _rollups(connection: Connection, scope: Scope) -> Iterator[Check]:
     """Every rollup row, interval by interval, against the ledger rows of the batches folded into it."""
-    keys = {"usage_quarters": "quarter_start, series_id", "pool_minutes": f"minute, {_POOL_KEY}"}
-    query = (
-        f"{_RECOMPUTED} {compared('quarters', 'usage_quarters', keys['usage_quarters'])} "
-        f"UNION ALL {compared('pools', 'pool_minutes', keys['pool_minutes'])}"
-    )
+    parts = (compared(_RECOMPUTED_AS[rollup], rollup, key) for rollup, key in _ROLLUP_KEYS.items())
+    query = f"{_RECOMPUTED} {' UNION ALL '.join(parts)}"
     found = connection.execute(text(scope(query)), {"open_interval": open_interval(connection)}).all()
-    differences = {row.rollup: rollup_difference(row.ledger, row.kept, keys[row.rollup]) for row in found}
-    for rollup in keys:
+    differences = {
+        row.rollup: rollup_difference(row.ledger, row.kept, _ROLLUP_KEYS[row.rollup]) for row in found
+    }
+    differences |= unfilled(connection)
+    for rollup in _ROLLUP_KEYS:
         count = connection.execute(text(scope(f"SELECT count(*) FROM {rollup}"))).scalar_one()
         yield Check(rollup, f"{count:,} rows", differences.get(rollup))
     ahead = connection.execute(

@@ -157,8 +157,10 @@ class Traffic:
             made["id"] = "x" * 300
         return made
 
-    def sums(self, minutes: int, *, pools: bool) -> dict[tuple[datetime, str], tuple[int, ...]]:
-        """Sums of what counts per span of `minutes` and customer, or pool (events without one left out).
+    def sums(
+        self, minutes: int, *, pools: bool, customers: bool
+    ) -> dict[tuple[datetime, str], tuple[int, ...]]:
+        """Sums of what counts per span of `minutes` and pool (events without one left out), customer, or both.
 
         A void of side `charge` leaves the burn of its event where it is, one of side `both` does not.
         """
@@ -168,7 +170,8 @@ class Traffic:
             if voided == "both" or (pools and pool is None) or (not pools and voided == "charge"):
                 continue
             start = at.replace(minute=at.minute // minutes * minutes, second=0, microsecond=0)
-            key = (start, (pool or "") if pools else customer)
+            who = ([pool or ""] if pools else []) + ([customer] if customers else [])
+            key = (start, " ".join(who))
             before = summed.get(key, (0,) * len(SUMMED))
             summed[key] = tuple(a + b for a, b in zip(before, (1, *counts), strict=True))
         return summed
@@ -266,10 +269,15 @@ def _rollup_differences(database: psycopg.Connection[Any], traffic: Traffic) -> 
     totals = ", ".join(f"sum({name})::bigint" for name in SUMMED)
     quarters = f"SELECT quarter_start, customer, {totals} FROM usage_quarters JOIN series USING (series_id) GROUP BY 1, 2"
     minutes = f"SELECT minute, pool, {totals} FROM pool_minutes GROUP BY 1, 2"
+    customers = (
+        f"SELECT minute, pool || ' ' || customer, {totals} FROM pool_customer_minutes JOIN series USING (series_id) "
+        "GROUP BY 1, 2"
+    )
     found = []
     for name, query, wanted in (
-        ("usage_quarters", quarters, traffic.sums(15, pools=False)),
-        ("pool_minutes", minutes, traffic.sums(1, pools=True)),
+        ("usage_quarters", quarters, traffic.sums(15, pools=False, customers=True)),
+        ("pool_minutes", minutes, traffic.sums(1, pools=True, customers=False)),
+        ("pool_customer_minutes", customers, traffic.sums(1, pools=True, customers=True)),
     ):
         kept = {(start, who): tuple(sums) for start, who, *sums in database.execute(query) if any(sums)}
         for key in sorted(kept.keys() | wanted.keys()):

@@ -107,7 +107,7 @@ class Ledger:
     def folded(self) -> list[tuple[Any, ...]]:
         """Everything that the fold writes."""
         rows: list[tuple[Any, ...]] = []
-        for table in ("usage_quarters", "pool_minutes", "fold_positions"):
+        for table in ("usage_quarters", "pool_minutes", "pool_customer_minutes", "fold_positions"):
             rows += self.database.execute(f"SELECT * FROM {table} ORDER BY {table}::text").fetchall()
         return rows
 
@@ -128,7 +128,8 @@ class Ledger:
         assert self.one("SELECT sum(requests)::int FROM usage_quarters") == 2 + 18 * n
         assert self.one("SELECT sum(output_tokens)::int FROM usage_quarters") == 10 * (2 + 18 * n)
         # a charge that is taken back leaves the burn where it was
-        assert self.one("SELECT sum(requests)::int FROM pool_minutes") == 19 * n
+        for table in ("pool_minutes", "pool_customer_minutes"):
+            assert self.one(f"SELECT sum(requests)::int FROM {table}") == 19 * n
         with postgres.reading(self.settings) as connection:
             assert [check.difference for check in verify(connection, roots=True) if check.difference] == []
 
