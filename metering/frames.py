@@ -367,7 +367,8 @@ EXCHANGE_RATES: Final = Frame(
     nullable=frozenset({"effective_until"}),
     laws={**_SPAN_LAW, "rate is positive": pl.col("rate") > 0},
 )
-#: What suppliers invoiced, credited or trued up, the last revision of every document.
+#: What suppliers invoiced, credited or trued up. The amounts of a document sum to its last revision; a change that
+#: was posted to a later month is a line of its own there.
 BILL_LINES: Final = Frame(
     "BILL_LINES",
     {

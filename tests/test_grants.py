@@ -38,6 +38,7 @@ settle    settlements        i
 settle    stream_positions   iu
 settle    usage_events       i
 fold      fold_positions     iu
+fold      period_closes      i
 fold      pool_customer_minutes iud
 fold      pool_minutes       iud
 fold      unfilled_rollups   d
@@ -48,6 +49,8 @@ evaluate  outbox             i
 deliver   outbox_attempts    i
 operator  adjustments        i
 operator  batch_sources      i
+operator  bill_lines         i
+operator  bills              i
 operator  catalog_objects    i
 operator  catalog_revisions  i
 operator  conflicts          i

@@ -81,6 +81,8 @@ def test_an_honest_ledger_passes_and_nothing_moves(settings: Settings, honest: L
         ("watermarks", "2 heads"),
         ("catalog revisions", "0 revisions"),
         ("interventions", "0 heads"),
+        ("bills", "0 documents, 0 lines"),
+        ("period closes", "0 months"),
     ]
     assert found(settings) == found(settings, roots=False) == {}
     assert honest.rollups() == before

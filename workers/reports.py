@@ -20,6 +20,7 @@ from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.periods import Period
 from metering.results import MARGIN_BY, UNRATED, UTILIZATION
 from metering.settings import Settings
+from metering.store.bills import read_bill_lines
 from metering.store.books import read_books
 from metering.store.rollups import read_pool_usage, read_usage
 from metering.store.watermarks import read_knowledge
@@ -43,7 +44,8 @@ def known(
         complete_until=knowledge.complete_until,
         program_version=__version__,
     )
-    return provenance, read_books(connection, knowledge.catalog_revision)
+    books = read_books(connection, knowledge.catalog_revision)
+    return provenance, replace(books, bill_lines=read_bill_lines(connection, as_of))
 
 
 def margin_report(

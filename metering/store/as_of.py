@@ -25,6 +25,9 @@ _TABLES: Final = """
     fold_positions AS NOT MATERIALIZED (SELECT intake_id, next_sequence FROM pinned),
     {by_interval},
     watermarks AS NOT MATERIALIZED (SELECT * FROM public.watermarks WHERE watermark_id <= {id}),
+    bill_lines AS NOT MATERIALIZED (
+        SELECT * FROM public.bill_lines WHERE bill_id IN (SELECT bill_id FROM bills)),
+    period_closes AS NOT MATERIALIZED (SELECT * FROM public.period_closes WHERE watermark_id <= {id}),
     interventions AS NOT MATERIALIZED (
         SELECT * FROM public.interventions WHERE intervened_at <=
             (SELECT pinned_at FROM public.watermarks WHERE watermark_id = {id}))"""
@@ -36,6 +39,7 @@ _BY_BATCH: Final = (
     "heartbeats",
     "adjustments",
     "settlements",
+    "bills",
 )
 _BY_INTERVAL: Final = ("usage_quarters", "pool_minutes", "pool_customer_minutes")
 

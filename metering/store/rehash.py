@@ -64,7 +64,9 @@ def batch_roots(
     batches = connection.execute(
         text(
             scope(
-                "SELECT batch_id, intake_id, sequence, accepted, root FROM ingest_batches ORDER BY batch_id"
+                # the root of a bill is that of its document: `bills.first_difference`
+                "SELECT batch_id, intake_id, sequence, accepted, root FROM ingest_batches "
+                "JOIN stream_positions USING (intake_id) WHERE kind <> 'bills' ORDER BY batch_id"
             )
         )
     ).all()

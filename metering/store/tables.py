@@ -14,6 +14,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Numeric,
     PrimaryKeyConstraint,
     Sequence,
     SmallInteger,
@@ -489,6 +490,66 @@ catalog_objects = Table(
     _required("body", JSONB),
     _required("digest", LargeBinary),
     PrimaryKeyConstraint("kind", "name", "catalog_revision"),
+)
+
+# ---- bills of suppliers, and closed months ---------------------------------------------------------------
+
+bills = Table(
+    "bills",
+    metadata,
+    # numbered without gaps: the position of the intake counts them
+    _required("bill_id", BigInteger, primary_key=True, autoincrement=False),
+    _required("batch_id", BigInteger),
+    _required("supplier", Text),
+    _required("document", Text),
+    _required("revision", Integer),
+    _required("currency", Text),
+    _required("posted_month", Date),
+    _required("file", Text),
+    _required("digest", LargeBinary),
+    _required("added_at", _instant()),
+    _required("added_by", Text),
+    _required("reason", Text),
+    UniqueConstraint("batch_id"),
+    UniqueConstraint("supplier", "document", "revision"),
+    CheckConstraint("revision > 0", name="revision"),
+    CheckConstraint("extract(day FROM posted_month) = 1", name="posted_month"),
+    CheckConstraint("length(digest) = 32", name="digest"),
+    CheckConstraint(
+        "length(trim(added_by)) > 0 AND (revision = 1 OR length(trim(reason)) > 0)", name="named"
+    ),
+)
+bill_lines = Table(
+    "bill_lines",
+    metadata,
+    _required("bill_id", BigInteger),
+    _required("line", Text),
+    _required("category", Text),
+    _required("object_kind", Text),
+    Column("object", Text),
+    _required("amount", Numeric(38, 12)),
+    _required("service_from", _instant()),
+    _required("service_until", _instant()),
+    Column("description", Text),
+    Column("split_of", Text),
+    PrimaryKeyConstraint("bill_id", "line"),
+    CheckConstraint("category IN ('charge', 'credit', 'true_up')", name="category"),
+    CheckConstraint("object_kind IN ('pool', 'on_demand', 'commitment', 'overhead')", name="object_kind"),
+    CheckConstraint("amount BETWEEN -1e14 AND 1e14", name="amount"),
+    CheckConstraint("service_until > service_from", name="span"),
+)
+period_closes = Table(
+    "period_closes",
+    metadata,
+    _required("month", Date, primary_key=True),
+    _required("watermark_id", BigInteger),
+    _required("closed_at", _instant()),
+    _required("closed_by", Text),
+    _required("reason", Text),
+    _required("previous_head", LargeBinary),
+    _required("head", LargeBinary),
+    CheckConstraint("extract(day FROM month) = 1", name="month"),
+    CheckConstraint("length(trim(reason)) > 0 AND length(trim(closed_by)) > 0", name="named"),
 )
 
 # ---- alerts and what leaves by webhook -----------------------------------------------------------------

@@ -13,7 +13,17 @@ from sqlalchemy import Connection, Row, text
 
 from metering.frames import SUMS
 from metering.meters import METERS
-from metering.store import archived_sums, archives, books, positions, published, rehash, watermarks
+from metering.store import (
+    archived_sums,
+    archives,
+    bills,
+    books,
+    periods,
+    positions,
+    published,
+    rehash,
+    watermarks,
+)
 from metering.store.as_of import Scope, as_of, everything
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.details import details
@@ -79,7 +89,7 @@ def verify(
         yield from _rollups(connection, _through(scope, archived))
     else:
         yield from map(_unread, _ROLLUP_KEYS)
-    progress("walking the chains of watermarks, catalogs and interventions")
+    progress("walking the chains of watermarks, catalogs, interventions, bills and closed months")
     yield _watermarks(connection, scope)
     revision = (
         books.latest_revision(connection)
@@ -89,6 +99,8 @@ def verify(
     difference = books.first_difference(connection, None if watermark_id is None else revision)
     yield Check("catalog revisions", f"{revision:,} revisions", difference)
     yield _interventions(connection, scope)
+    yield Check("bills", *bills.first_difference(connection, scope))
+    yield Check("period closes", *periods.first_difference(connection, scope))
     if against:
         yield Check(
             "published heads", f"{len(against):,} manifests", published.difference(connection, against)
