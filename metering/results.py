@@ -76,8 +76,8 @@ UNBURNED: Final = Frame(
 
 _CAPACITY: Final[_Columns] = {
     "contracted": SUM,  # units x burn per unit and minute
-    "undelivered": SUM,  # contracted, not made available; 0 for now
-    "carved_out": SUM,  # set aside for a named purpose; 0 for now
+    "undelivered": SUM,  # contracted, not made available
+    "carved_out": SUM,  # set aside for a named purpose
     "available": SUM,  # contracted - undelivered - carved_out
     "burn": SUM,  # of ran_on = pool
     "served": SUM,  # min(burn, available) of each minute

@@ -1,8 +1,10 @@
 """Capacity: what a pool's traffic burned, minute by minute, against what was contracted."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from itertools import pairwise
+from typing import Any, Final
 
 import polars as pl
 
@@ -17,31 +19,38 @@ from metering.results import BURNED, CAPACITY_SUMMARY, UNBURNED, UTILIZATION
 
 _SERIES: Final = ("pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint")
 _WEIGHED_BY: Final = ("pool", "model_served", "context_breakpoint")
-_GRID: Final = ("pool", "dimension", "minute", "denominator", "contracted")
+_MULTIPLIED_BY: Final = {"region": "region", "tier": "tier_served"}
 _SUMMED: Final = tuple(name for name, dtype in UTILIZATION.columns.items() if dtype == SUM)
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """utilization: results.UTILIZATION. unburned: results.UNBURNED, reasons unknown_pool and no_weight."""
+    """utilization: results.UTILIZATION of the pools. unburned: results.UNBURNED, unknown_pool and no_weight.
+
+    carve_outs: results.UTILIZATION of what was set aside, `pool` being the name of the carve-out: the units in
+    force are what it has (0 outside of its spans), and what ran on it is its burn, not its pool's.
+    """
 
     utilization: pl.DataFrame
     unburned: pl.DataFrame
+    carve_outs: pl.DataFrame
 
 
 def weigh(
-    rows: pl.DataFrame, series: pl.DataFrame, burndown: pl.DataFrame, *, at: str
+    rows: pl.DataFrame, series: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame, *, at: str
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Burn numerators per row and dimension: sum over meters of weight x quantity; (weighed, unweighed).
+    """Burn numerators per row and dimension: m x sum over meters of weight x quantity; (weighed, unweighed).
 
-    rows: `at`, series_id, meters. series: series_id, pool, model_served, context_breakpoint. burndown:
-    frames.BURNDOWN; the weights in force at `at` apply. weighed: `at`, series_id, dimension, burn.
+    rows: `at`, series_id, meters. series: series_id, pool, model_served, context_breakpoint, region,
+    tier_served. burndown: frames.BURNDOWN; multipliers: frames.MULTIPLIERS; what is in force at `at` applies.
+    m is the product over region and tier of the multiplier's numerator, of its denominator where the value has
+    no row, and of 1 where the dimension multiplies by none. weighed: `at`, series_id, dimension, burn.
     unweighed: `at`, series_id, meter, quantity that no dimension weighs: all of a model that the table in
     force does not name; else token meters without a weight, where the table weighs tokens at all (a weight
     of 0 has to be said). accelerator_ms without a weight burns nothing: the pool is measured in tokens.
     Total burn beyond EXACT_MAX raises BadInput: it could wrap.
     """
-    starts = edges([burndown])
+    starts = edges([burndown, multipliers])
     instants = rows.select(at).unique().sort(at)
     epochs = instants.join_asof(
         pl.DataFrame({"epoch": starts}, schema={"epoch": INSTANT}),
@@ -54,17 +63,20 @@ def weigh(
     rows = rows.join(epochs, on=at, how="left", validate="m:1")
     met = rows.select("series_id", "epoch").unique().join(series, on="series_id", how="left", validate="m:1")
     weights, missing = _weights(met.select(*_WEIGHED_BY, "epoch").unique(), burndown)
-    weights = met.join(weights, on=[*_WEIGHED_BY, "epoch"]).select(
-        "series_id", "epoch", "dimension", *_COLUMNS
+    weights = _multiplied(met.join(weights, on=[*_WEIGHED_BY, "epoch"]), multipliers).select(
+        "series_id", "epoch", "dimension", "multiplier", *_COLUMNS
     )
     weighed = rows.join(weights, on=["series_id", "epoch"])
-    guess = pl.sum_horizontal(
+    multiplier = pl.col("multiplier")
+    guess = multiplier.cast(pl.Float64) * pl.sum_horizontal(
         pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter)).cast(pl.Float64) for meter in METERS
     )
     if (weighed.select(guess.sum()).item() or 0) > 0.99 * EXACT_MAX:
         worst = weighed.select(at, "dimension", *METERS, guess.alias("burn")).sort("burn").row(-1, named=True)
         raise BadInput(f"burn is beyond what can be summed exactly, most of it in {worst}; void those events")
-    burn = pl.sum_horizontal(pl.col(meter).cast(SUM) * pl.col(_weight(meter)) for meter in METERS)
+    burn = multiplier * pl.sum_horizontal(
+        pl.col(meter).cast(SUM) * pl.col(_weight(meter)) for meter in METERS
+    ).cast(SUM)
     weighed = weighed.select(at, "series_id", "dimension", burn.cast(SUM).alias("burn"))
     gaps = met.join(missing, on=[*_WEIGHED_BY, "epoch"]).select("series_id", "epoch", "meter")
     unweighed = pl.concat(
@@ -114,37 +126,93 @@ def _weights(keys: pl.DataFrame, burndown: pl.DataFrame) -> tuple[pl.DataFrame, 
     return wide, missing
 
 
-def denominators(burndown: pl.DataFrame) -> pl.DataFrame:
-    """The one denominator of each pool and dimension: pool, dimension, denominator. Two raise BadInput."""
-    found = burndown.group_by("pool", "dimension").agg(
+def _multiplied(weights: pl.DataFrame, multipliers: pl.DataFrame) -> pl.DataFrame:
+    """Give weights (pool, dimension, epoch, region, tier_served) their `multiplier`, an Int128 numerator."""
+    weights = weights.with_columns(pl.lit(1, dtype=SUM).alias("multiplier"))
+    for by, served in _MULTIPLIED_BY.items():
+        table = multipliers.filter(pl.col("by") == by)
+        if table.is_empty():
+            continue
+        of_none = _one_denominator(table, f"multipliers by {by}").rename({"denominator": "_none"})
+        dated = table.select(
+            *("pool", "dimension", "effective_from", "effective_until", "numerator"),
+            pl.col("value").alias(served),
+        )
+        weights = (
+            in_force(weights, dated, at="epoch", by=["pool", "dimension", served])
+            .join(of_none, on=["pool", "dimension"], how="left", validate="m:1")
+            .with_columns(
+                pl.col("multiplier") * pl.coalesce("numerator", "_none", pl.lit(1, dtype=pl.Int64)).cast(SUM)
+            )
+            .drop("numerator", "_none")
+        )
+    return weights
+
+
+def _one_denominator(table: pl.DataFrame, what: str) -> pl.DataFrame:
+    found = table.group_by("pool", "dimension").agg(
         pl.col("denominator").first(), pl.col("denominator").n_unique().alias("_count")
     )
-    two = found.filter(pl.col("_count") > 1)
+    two = found.filter(pl.col("_count") > 1).sort("pool", "dimension")
     if two.height:
         row = two.row(0, named=True)
         raise BadInput(
-            f"burndown of pool '{row['pool']}', dimension '{row['dimension']}' has "
+            f"{what} of pool '{row['pool']}', dimension '{row['dimension']}' has "
             f"{row['_count']} denominators; bring all its versions to one"
         )
     return found.drop("_count")
 
 
-def burn(pool_usage: pl.DataFrame, burndown: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def denominators(burndown: pl.DataFrame, multipliers: pl.DataFrame) -> pl.DataFrame:
+    """The one denominator of each pool and dimension that has weights: pool, dimension, denominator.
+
+    = burndown denominator x that of the multipliers by region x that of those by tier, where there are any.
+    Two denominators of one of these, or a product beyond 64 bits, raise BadInput.
+    """
+    found = _one_denominator(burndown, "burndown")
+    for by in _MULTIPLIED_BY:
+        of_by = _one_denominator(multipliers.filter(pl.col("by") == by), f"multipliers by {by}")
+        found = found.join(of_by, on=["pool", "dimension"], how="left", suffix="_by", validate="1:1")
+        product = pl.col("denominator").cast(SUM) * pl.col("denominator_by").fill_null(1).cast(SUM)
+        if (found.select(product.max()).item() or 0) >= 2**63:
+            row = found.filter(product >= 2**63).sort("pool", "dimension").row(0, named=True)
+            raise BadInput(
+                f"multipliers by {by} of pool '{row['pool']}', dimension '{row['dimension']}': {row['denominator']} "
+                f"x {row['denominator_by']} is beyond 64 bits; give weights and multipliers fewer decimals"
+            )
+        found = found.with_columns(product.cast(pl.Int64).alias("denominator")).drop("denominator_by")
+    return found
+
+
+def burn(
+    pool_usage: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Burn per minute, pool, dimension and ran_on (on_demand burns nothing): (burned, unburned).
 
-    pool_usage: frames.POOL_USAGE, rows of one key may be split. burn(r, d) = sum over meters of weight x
+    pool_usage: frames.POOL_USAGE, rows of one key may be split. burn(r, d) = m x sum over meters of weight x
     quantity, as numerators over the dimension's denominator; what has no weight is in `unburned`.
     """
-    usage = pool_usage.filter(pl.col("ran_on").is_in(["pool", "overflow"]))
-    identified = identify(usage.select(*POOL_USAGE.columns), _SERIES)
-    series = identified.series
-    weighed, unweighed = weigh(identified.rows, series, burndown, at="minute")
+    series, weighed, unburned = burn_by_series(pool_usage.select(*POOL_USAGE.columns), burndown, multipliers)
     burned = (
         weighed.join(series.select("series_id", "pool", "ran_on"), on="series_id", validate="m:1")
         .group_by("minute", "pool", "dimension", "ran_on")
         .agg(pl.col("burn").sum())
-        .join(denominators(burndown), on=["pool", "dimension"], validate="m:1")
+        .join(denominators(burndown, multipliers), on=["pool", "dimension"], validate="m:1")
     )
+    return BURNED.conform(burned), unburned
+
+
+def burn_by_series(
+    usage: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame, more: Sequence[str] = ()
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """As `burn`, told apart by series: (series, weighed, unburned). `more`: columns of usage, as customer.
+
+    series: series_id, the dimensions of frames.POOL_USAGE and `more`. weighed: minute, series_id, dimension,
+    burn; some rows may be of one key.
+    """
+    identified = identify(usage.filter(pl.col("ran_on").is_in(["pool", "overflow"])), [*_SERIES, *more])
+    series = identified.series
+    weighed, unweighed = weigh(identified.rows, series, burndown, multipliers, at="minute")
     unburned = (
         unweighed.join(series, on="series_id", validate="m:1")
         .group_by("minute", *_SERIES, "meter")
@@ -152,40 +220,109 @@ def burn(pool_usage: pl.DataFrame, burndown: pl.DataFrame) -> tuple[pl.DataFrame
         .filter(pl.col("quantity") != 0)
         .with_columns(pl.lit("no_weight").alias("reason"))
     )
-    return BURNED.conform(burned), UNBURNED.conform(unburned)
+    return series, weighed, UNBURNED.conform(unburned)
 
 
-def contracted(books: Books, period: Period) -> pl.DataFrame:
-    """Every minute in which capacity is contracted: pool, dimension, minute, denominator, contracted.
+def carve_out_pools(set_aside: pl.DataFrame) -> pl.DataFrame:
+    """The pool of every carve-out of frames.SET_ASIDE, in force or not: carve_out, pool. Two raise BadInput."""
+    named = set_aside.filter(pl.col("kind") == "carve_out").select(pl.col("name").alias("carve_out"), "pool")
+    found = named.unique().sort("carve_out", "pool")
+    twice = found.filter(pl.col("carve_out").is_duplicated())
+    if twice.height:
+        first = twice["carve_out"][0]
+        pools = ", ".join(twice.filter(pl.col("carve_out") == first)["pool"])
+        raise BadInput(
+            f"carve-out '{first}' is set aside from several pools, {pools}; give each a name of its own"
+        )
+    return found
 
-    contracted = units x unit_burn_per_minute x denominator, from the step in force, an Int128 numerator.
+
+def weights_in(books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Burndown and multipliers of the pools with capacity steps; a carve-out has those of its pool."""
+    bought = books.capacity_steps.select("pool", "dimension").unique()
+    owners = carve_out_pools(books.set_aside)
+
+    def with_carve_outs(table: pl.DataFrame) -> pl.DataFrame:
+        of_pools = table.join(bought, on=["pool", "dimension"], how="semi")
+        of_carve_outs = of_pools.join(owners, on="pool").with_columns(pl.col("carve_out").alias("pool"))
+        return pl.concat([of_pools, of_carve_outs.select(of_pools.columns)])
+
+    return with_carve_outs(books.burndown), with_carve_outs(books.multipliers)
+
+
+#: Of a dimension of a pool, or of a carve-out, from `start` to `until`, per minute.
+_SPANS: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
+    "pool": pl.String,
+    "dimension": pl.String,
+    "start": INSTANT,
+    "until": INSTANT,
+    "denominator": pl.Int64,
+    "contracted": SUM,
+    "undelivered": SUM,
+    "carved_out": SUM,
+}
+
+
+def contracted(books: Books, period: Period) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Every minute in which capacity is contracted, of pools and of carve-outs: (pools, carve_outs).
+
+    Each: pool, dimension, minute, denominator, contracted, undelivered, carved_out, Int128 numerators:
+    units x unit_burn_per_minute x denominator of the step in force. A carve-out has its units as contracted.
+    More set aside than is contracted raises BadInput.
     """
     steps = books.capacity_steps.join(
-        denominators(books.burndown), on=["pool", "dimension"], how="left", validate="m:1"
+        denominators(books.burndown, books.multipliers), on=["pool", "dimension"], how="left", validate="m:1"
     ).with_columns(pl.col("denominator").fill_null(1))
-    grids = [pl.DataFrame(schema={name: UTILIZATION.columns[name] for name in _GRID})]
-    for step in steps.iter_rows(named=True):
+    aside: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in books.set_aside.iter_rows(named=True):
+        aside.setdefault((row["pool"], row["dimension"]), []).append(row)
+    pools: list[tuple[object, ...]] = []
+    carve_outs: list[tuple[object, ...]] = []
+    for step in steps.sort("pool", "dimension", "effective_from").iter_rows(named=True):
         start = max(period.start, step["effective_from"])
         until = min(period.until, step["effective_until"] or period.until)
         if start >= until:
             continue
-        numerator = step["units"] * step["unit_burn_per_minute"] * step["denominator"]
-        if numerator * period.minutes > EXACT_MAX:
+        pool, dimension = step["pool"], step["dimension"]
+        unit = step["unit_burn_per_minute"] * step["denominator"]
+        if step["units"] * unit * period.minutes > EXACT_MAX:
             raise BadInput(
-                f"pool '{step['pool']}', dimension '{step['dimension']}': {step['units']} units x "
+                f"pool '{pool}', dimension '{dimension}': {step['units']} units x "
                 f"{step['unit_burn_per_minute']} a minute are beyond exact sums; use a larger unit"
             )
-        minutes = pl.datetime_range(start, until, MINUTE, closed="left", time_unit="us", eager=True)
-        grids.append(
-            pl.DataFrame({"minute": minutes}, schema={"minute": INSTANT}).select(
-                pl.lit(step["pool"]).alias("pool"),
-                pl.lit(step["dimension"]).alias("dimension"),
-                "minute",
-                pl.lit(step["denominator"], dtype=pl.Int64).alias("denominator"),
-                pl.lit(numerator, dtype=SUM).alias("contracted"),
-            )
-        )
-    return pl.concat(grids)
+        rows = aside.get((pool, dimension), [])
+        ends = {row["effective_from"] for row in rows} | {row["effective_until"] for row in rows}
+        cuts = sorted({start, until, *(cut for cut in ends if cut is not None and start < cut < until)})
+        for since, to in pairwise(cuts):
+            units: dict[tuple[str, str], int] = {}
+            for row in rows:
+                if row["effective_from"] <= since and since < (row["effective_until"] or to):
+                    name = (row["kind"], row["name"])
+                    units[name] = units.get(name, 0) + row["units"]
+            if sum(units.values()) > step["units"]:
+                told = ", ".join(f"{count} {kind} '{name}'" for (kind, name), count in sorted(units.items()))
+                raise BadInput(
+                    f"pool '{pool}', dimension '{dimension}', from {since:%Y-%m-%dT%H:%MZ}: {told} of "
+                    f"{step['units']} units are more than was contracted; correct the capacity contract"
+                )
+            carved = {name: count for (kind, name), count in units.items() if kind == "carve_out"}
+            span = (dimension, since, to, step["denominator"])
+            reserved = sum(carved.values())
+            missing = sum(units.values()) - reserved
+            pools.append((pool, *span, step["units"] * unit, missing * unit, reserved * unit))
+            carve_outs += [(name, *span, count * unit, 0, 0) for name, count in carved.items()]
+    return _by_minute(pools), _by_minute(carve_outs)
+
+
+def _by_minute(spans: list[tuple[object, ...]]) -> pl.DataFrame:
+    frame = pl.DataFrame(spans, schema=_SPANS, orient="row")
+    minutes = pl.datetime_ranges("start", "until", MINUTE, closed="left", time_unit="us")
+    return (
+        frame.with_columns(minutes.alias("minute"))
+        .drop("start", "until")
+        .explode("minute")
+        .with_columns(pl.col("minute").cast(INSTANT))
+    )
 
 
 def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity:
@@ -196,7 +333,8 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
         served = min(burn, available),  burn = served + overrun
 
     pool_usage: frames.POOL_USAGE of at least the period, whose end is already cut; other minutes are ignored.
-    Usage of a pool with no capacity in force in that minute is in `unburned` as unknown_pool.
+    Usage whose pool is the name of a carve-out is the carve-out's. Usage of a pool with no capacity in force
+    in that minute is in `unburned` as unknown_pool.
     A negative burn in a minute raises BadInput: compensating entries cannot outweigh what they compensate.
     """
     usage = pool_usage.filter(
@@ -204,14 +342,15 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
         & (pl.col("minute") < period.until)
         & pl.col("ran_on").is_in(["pool", "overflow"])
     )
-    grid = contracted(books, period)
-    in_capacity = grid.select("pool", "minute").unique()
-    known = usage.join(in_capacity, on=["pool", "minute"], how="semi")
-    unknown = usage.join(in_capacity, on=["pool", "minute"], how="anti")
-    table = books.burndown.join(
-        grid.select("pool", "dimension").unique(), on=["pool", "dimension"], how="semi"
-    )
-    burned, unburned = burn(known, table)
+    pools, carve_outs = contracted(books, period)
+    names = carve_out_pools(books.set_aside)["carve_out"]
+    of_carve_outs = pl.col("pool").is_in(names.implode())
+    of_pools = usage.filter(~of_carve_outs)
+    in_capacity = pools.select("pool", "minute").unique()
+    known = of_pools.join(in_capacity, on=["pool", "minute"], how="semi")
+    unknown = of_pools.join(in_capacity, on=["pool", "minute"], how="anti")
+    burndown, multipliers = weights_in(books)
+    burned, unburned = burn(pl.concat([known, usage.filter(of_carve_outs)]), burndown, multipliers)
     lost = (
         unknown.unpivot(METERS, index=["minute", *_SERIES], variable_name="meter", value_name="quantity")
         .group_by("minute", *_SERIES, "meter")
@@ -223,21 +362,31 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
     sides = burned.group_by(by).agg(
         pl.col("burn").filter(pl.col("ran_on") == "pool").sum().alias("burn"),
         pl.col("burn").filter(pl.col("ran_on") == "overflow").sum().alias("spill"),
+        pl.col("denominator").first(),
     )
     negative = sides.filter((pl.col("burn") < 0) | (pl.col("spill") < 0))
     if negative.height:
+        row = negative.sort(by).select(*by, "burn", "spill").row(0, named=True)
         raise BadInput(
-            f"burn is negative in {negative.sort(by).row(0, named=True)}: a compensating entry outweighs "
-            "its target; run `metering verify`"
+            f"burn is negative in {row}: a compensating entry outweighs its target; run `metering verify`"
         )
-    zero = pl.lit(0, dtype=SUM)
+    # traffic on a carve-out outside of its spans had nothing: all of it is overrun
+    carve_outs = pl.concat(
+        [
+            carve_outs,
+            sides.filter(of_carve_outs).join(carve_outs, on=by, how="anti").select(*by, "denominator"),
+        ],
+        how="diagonal",
+    )
+    columns = list(UNBURNED.columns)
+    unburned = pl.concat([unburned.select(columns), lost.select(columns)])
+    return Capacity(_identity(pools, sides), UNBURNED.conform(unburned), _identity(carve_outs, sides))
+
+
+def _identity(grid: pl.DataFrame, sides: pl.DataFrame) -> pl.DataFrame:
     minutes = (
-        grid.join(sides, on=by, how="left", validate="1:1")
-        .with_columns(
-            pl.col("burn", "spill").fill_null(zero),
-            zero.alias("undelivered"),
-            zero.alias("carved_out"),
-        )
+        grid.join(sides.drop("denominator"), on=["pool", "dimension", "minute"], how="left", validate="1:1")
+        .with_columns(pl.col("contracted", "undelivered", "carved_out", "burn", "spill").fill_null(0))
         .with_columns(
             (pl.col("contracted") - pl.col("undelivered") - pl.col("carved_out")).alias("available")
         )
@@ -248,9 +397,7 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
             ratio(pl.col("burn"), pl.col("available")).alias("utilization_ratio"),
         )
     )
-    columns = list(UNBURNED.columns)
-    unburned = pl.concat([unburned.select(columns), lost.select(columns)])
-    return Capacity(UTILIZATION.conform(minutes), UNBURNED.conform(unburned))
+    return UTILIZATION.conform(minutes)
 
 
 def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:

@@ -74,8 +74,9 @@ def pool_flows(
     outside = rows.join(quarters, on=["pool", "quarter_start"], how="anti")
     weighed, unweighed = weigh(
         contracted.select("quarter_start", "series_id", *METERS),
-        series.select("series_id", "pool", "model_served", "context_breakpoint"),
+        series.select("series_id", "pool", "model_served", "context_breakpoint", "region", "tier_served"),
         books.burndown.join(grid, on=["pool", "dimension"], how="semi"),
+        books.multipliers,
         at="quarter_start",
     )
     served, cost = allocate(

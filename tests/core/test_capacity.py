@@ -1,11 +1,12 @@
 """Capacity: contracted = undelivered + carved out + served + idle in every minute, overrun beside it."""
 # ruff: noqa: E501  # tables are as wide as they need to be
 
+import polars as pl
 import pytest
 
 from metering.core.capacity import burn, capacity, summarise_capacity
 from metering.errors import BadInput, FrameBroken
-from metering.frames import POOL_USAGE
+from metering.frames import MULTIPLIERS, POOL_USAGE, SET_ASIDE, SUM
 from metering.periods import parse_period
 from metering.results import UTILIZATION
 from tests.core import example_books as a
@@ -23,6 +24,14 @@ def minutes(text, **given):
 def pool(per_minute, weights=f"meter | weight\n {INPUT} | 1", **given):
     steps = a.bought(f"unit_burn_per_minute\n {per_minute}")
     return a.books(**{**steps, "burndown": a.burndown(weights), **given})
+
+
+def set_aside(text):
+    return read(text, SET_ASIDE, pool="block", dimension="all", name="late", effective_from="2026-01-01")
+
+
+def multipliers(text):
+    return read(text, MULTIPLIERS, pool="block", dimension="all", effective_from="2026-01-01", denominator=10)
 
 
 def test_capacity_of_1000_burned_1400_then_200():
@@ -46,25 +55,149 @@ def test_capacity_of_1000_burned_1400_then_200():
     )
 
 
-IDENTITY = """
-minute           | contracted | undelivered | carved_out | available | burn | served | idle | utilization_ratio
-2026-03-01 00:00 | 1_000      | 200         | 100        | 700       | 600  | 600    | {idle} | 0.857143
+ASIDE = """
+kind        | name     | effective_from   | effective_until  | units
+undelivered | late     | 2026-01-01       | 2026-03-01 00:02 | 200
+carve_out   | research | 2026-03-01 00:00 | 2026-03-01 00:04 | 100
 """
 
 
 def test_idle_is_what_is_left_of_what_was_delivered_and_not_set_aside():
     """Contracted 1,000, undelivered 200, research 100, served 600: idle 100; finance sees 60 %, operations 86 %."""
-    names = {"pool": "block", "dimension": "all", "denominator": 1}
-    found = summarise_capacity(read(IDENTITY.format(idle=100), UTILIZATION, **names))
+    usage = minutes("\n".join([f"minute | {INPUT}", *(f"2026-03-01 00:{n:02} | 600" for n in range(6))]))
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 1_000 | 1"), set_aside=set_aside(ASIDE))
+    found = capacity(usage, books, QUARTER)
     check(
-        found,
+        found.utilization.head(7),
         """
-        contracted | undelivered | carved_out | available | served | idle | served_of_contracted_ratio | served_of_available_ratio
-        1_000      | 200         | 100        | 700       | 600    | 100  | 0.6                        | 0.857143
+        minute           | contracted | undelivered | carved_out | available | served | idle  | utilization_ratio
+        2026-03-01 00:00 | 1_000      | 200         | 100        | 700       | 600    | 100   | 0.857143
+        2026-03-01 00:01 | 1_000      | 200         | 100        | 700       | 600    | 100   | 0.857143
+        2026-03-01 00:02 | 1_000      | 0           | 100        | 900       | 600    | 300   | 0.666667
+        2026-03-01 00:03 | 1_000      | 0           | 100        | 900       | 600    | 300   | 0.666667
+        2026-03-01 00:04 | 1_000      | 0           | 0          | 1_000     | 600    | 400   | 0.6
+        2026-03-01 00:05 | 1_000      | 0           | 0          | 1_000     | 600    | 400   | 0.6
+        2026-03-01 00:06 | 1_000      | 0           | 0          | 1_000     | 0      | 1_000 | 0
         """,
     )
+    check(
+        summarise_capacity(found.utilization.head(2)),
+        "served_of_contracted_ratio | served_of_available_ratio\n 0.6 | 0.857143",
+    )
     with pytest.raises(FrameBroken, match=r"'contracted = undelivered .* idle' does not hold"):
-        read(IDENTITY.format(idle=400), UTILIZATION, **names)
+        UTILIZATION.conform(found.utilization.head(2).with_columns(pl.lit(400, dtype=SUM).alias("idle")))
+
+
+def test_what_names_a_carve_out_is_not_the_pools_burn():
+    """Research has 100 a minute until 00:04. 130 in its last minute are 30 too many, 5 after its end are 5."""
+    usage = minutes(
+        f"""
+        minute           | pool     | ran_on   | model_served | {INPUT}
+        2026-03-01 00:00 | block    | pool     | large        | 600
+        2026-03-01 00:00 | research | pool     | large        | 40
+        2026-03-01 00:03 | research | pool     | large        | 130
+        2026-03-01 00:03 | research | overflow | large        | 7
+        2026-03-01 00:04 | research | pool     | large        | 5
+        2026-03-01 00:04 | research | pool     | new          | 1
+        """
+    )
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 1_000 | 1"), set_aside=set_aside(ASIDE))
+    found = capacity(usage, books, QUARTER)
+    assert found.utilization["burn"].sum() == 600
+    check(
+        found.carve_outs,
+        """
+        pool     | minute           | contracted | available | burn | served | idle | overrun | spill
+        research | 2026-03-01 00:00 | 100        | 100       | 40   | 40     | 60   | 0       | 0
+        research | 2026-03-01 00:01 | 100        | 100       | 0    | 0      | 100  | 0       | 0
+        research | 2026-03-01 00:02 | 100        | 100       | 0    | 0      | 100  | 0       | 0
+        research | 2026-03-01 00:03 | 100        | 100       | 130  | 100    | 0    | 30      | 7
+        research | 2026-03-01 00:04 | 0          | 0         | 5    | 0      | 0    | 5       | 0
+        """,
+    )
+    check(found.unburned, "pool | model_served | reason | quantity\n research | new | no_weight | 1")
+
+
+def test_a_pool_that_was_not_delivered_has_nothing_and_still_counts():
+    """Usage before delivery is overrun, not idle less than 0; a supplier owes all of it."""
+    books = pool(
+        0,
+        **a.bought("units | unit_burn_per_minute\n 10 | 100"),
+        set_aside=set_aside("kind | effective_until | units\n undelivered | 2026-03-01 00:10 | 10"),
+    )
+    found = capacity(minutes(f"minute | {INPUT}\n 2026-03-01 00:01 | 30"), books, QUARTER)
+    check(
+        summarise_capacity(found.utilization),
+        """
+        minutes | contracted | undelivered | available | served | idle  | overrun | served_of_contracted_ratio | mean_ratio | minutes_at_limit
+        15      | 15_000     | 10_000      | 5_000     | 0      | 5_000 | 30      | 0                          | 0          | 1
+        """,
+    )
+
+
+def test_more_set_aside_than_contracted_and_a_name_in_two_pools_are_refused():
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 299 | 1"), set_aside=set_aside(ASIDE))
+    with pytest.raises(
+        BadInput, match="from 2026-03-01T00:00Z: 100 carve_out 'research', 200 undelivered 'late' of 299"
+    ):
+        capacity(minutes(f"minute | {INPUT}"), books, QUARTER)
+    twice = set_aside("pool | kind | name | units\n block | carve_out | r | 1\n other | carve_out | r | 1")
+    with pytest.raises(BadInput, match="'r' is set aside from several pools, block, other"):
+        capacity(minutes(f"minute | {INPUT}"), pool(1, set_aside=twice), QUARTER)
+
+
+def test_multipliers_stack_and_are_dated():
+    """US 1.1 and priority 1.5: 100 tokens burn 165. What has no multiplier has 1, and the tier's ends at 00:02."""
+    books = pool(
+        1_000,
+        multipliers=multipliers(
+            """
+            by     | value    | effective_until  | numerator | denominator
+            region | us       | -                | 11        | 10
+            tier   | priority | 2026-03-01 00:02 | 3         | 2
+            """
+        ),
+    )
+    usage = minutes(
+        f"""
+        minute           | region | tier_served | {INPUT}
+        2026-03-01 00:00 | us     | priority    | 100
+        2026-03-01 00:01 | us     | standard    | 100
+        2026-03-01 00:02 | us     | priority    | 100
+        2026-03-01 00:03 | eu     | standard    | 100
+        2026-03-01 00:03 | us     | standard    | 100
+        """
+    )
+    check(
+        capacity(usage, books, QUARTER).utilization.head(4),
+        """
+        minute           | denominator | contracted | burn
+        2026-03-01 00:00 | 20          | 20_000     | 3_300
+        2026-03-01 00:01 | 20          | 20_000     | 2_200
+        2026-03-01 00:02 | 20          | 20_000     | 2_200
+        2026-03-01 00:03 | 20          | 20_000     | 4_200
+        """,
+    )
+
+
+def test_a_multiplier_of_one_dimension_leaves_the_other():
+    books = pool(
+        0,
+        **a.bought(
+            "dimension | unit_burn_per_minute | fee_share_ratio\n input | 100 | 0.5\n output | 50 | 0.5"
+        ),
+        burndown=a.burndown(f"dimension | meter | weight\n input | {INPUT} | 1\n output | output_tokens | 1"),
+        multipliers=multipliers("dimension | by | value | numerator\n input | region | us | 20"),
+    )
+    usage = minutes(f"minute | region | {INPUT} | output_tokens\n 2026-03-01 00:00 | us | 30 | 40")
+    check(
+        capacity(usage, books, QUARTER).utilization.filter(pl.col("burn") > 0),
+        """
+        dimension | denominator | contracted | burn | utilization_ratio
+        input     | 10          | 1_000      | 600  | 0.6
+        output    | 1           | 50         | 40   | 0.8
+        """,
+    )
 
 
 def test_two_dimensions_are_two_utilizations():
@@ -168,7 +301,7 @@ def test_unknown_pools_and_weights_are_shown():
 
 def test_a_block_measured_in_time_does_not_ask_for_token_weights():
     usage = minutes(f"minute | {INPUT} | accelerator_ms\n 2026-03-01 00:00 | 10 | 7")
-    burned, unburned = burn(usage, a.burndown("meter | weight\n accelerator_ms | 1"))
+    burned, unburned = burn(usage, a.burndown("meter | weight\n accelerator_ms | 1"), MULTIPLIERS.empty())
     check(burned, "dimension | ran_on | burn | denominator\n all | pool | 7 | 1")
     assert unburned.is_empty()
 
@@ -239,5 +372,11 @@ def test_a_negative_burn_and_a_second_denominator_are_refused():
     with pytest.raises(BadInput, match="burn is negative"):
         capacity(usage, pool(1_000), QUARTER)
     weights = f"meter | weight | denominator\n {INPUT} | 1 | 1\n output_tokens | 1 | 2"
-    with pytest.raises(BadInput, match="has 2 denominators"):
+    with pytest.raises(BadInput, match="burndown of pool 'block', dimension 'all' has 2 denominators"):
         capacity(usage, pool(1_000, weights), QUARTER)
+    two = multipliers("by | value | numerator | denominator\n tier | a | 1 | 2\n tier | b | 1 | 3")
+    with pytest.raises(BadInput, match="multipliers by tier of pool 'block', dimension 'all' has 2"):
+        capacity(usage, pool(1_000, multipliers=two), QUARTER)
+    wide = multipliers(f"by | value | numerator | denominator\n tier | a | 1 | {2**62}\n region | b | 1 | 2")
+    with pytest.raises(BadInput, match="beyond 64 bits"):
+        capacity(usage, pool(1_000, multipliers=wide), QUARTER)
