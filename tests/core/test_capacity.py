@@ -57,15 +57,15 @@ def test_capacity_of_1000_burned_1400_then_200():
 
 ASIDE = """
 kind        | name     | effective_from   | effective_until  | units
-undelivered | late     | 2026-01-01       | 2026-03-01 00:02 | 200
-carve_out   | research | 2026-03-01 00:00 | 2026-03-01 00:04 | 100
+undelivered | late     | 2026-01-01       | 2026-03-01 00:02 | 20
+carve_out   | research | 2026-03-01 00:00 | 2026-03-01 00:04 | 10
 """
 
 
 def test_idle_is_what_is_left_of_what_was_delivered_and_not_set_aside():
     """Contracted 1,000, undelivered 200, research 100, served 600: idle 100; finance sees 60 %, operations 86 %."""
     usage = minutes("\n".join([f"minute | {INPUT}", *(f"2026-03-01 00:{n:02} | 600" for n in range(6))]))
-    books = pool(0, **a.bought("units | unit_burn_per_minute\n 1_000 | 1"), set_aside=set_aside(ASIDE))
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 100 | 10"), set_aside=set_aside(ASIDE))
     found = capacity(usage, books, QUARTER)
     check(
         found.utilization.head(7),
@@ -101,7 +101,7 @@ def test_what_names_a_carve_out_is_not_the_pools_burn():
         2026-03-01 00:04 | research | pool     | new          | 1
         """
     )
-    books = pool(0, **a.bought("units | unit_burn_per_minute\n 1_000 | 1"), set_aside=set_aside(ASIDE))
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 100 | 10"), set_aside=set_aside(ASIDE))
     found = capacity(usage, books, QUARTER)
     assert found.utilization["burn"].sum() == 600
     check(
@@ -136,9 +136,9 @@ def test_a_pool_that_was_not_delivered_has_nothing_and_still_counts():
 
 
 def test_more_set_aside_than_contracted_and_a_name_in_two_pools_are_refused():
-    books = pool(0, **a.bought("units | unit_burn_per_minute\n 299 | 1"), set_aside=set_aside(ASIDE))
+    books = pool(0, **a.bought("units | unit_burn_per_minute\n 29 | 10"), set_aside=set_aside(ASIDE))
     with pytest.raises(
-        BadInput, match="from 2026-03-01T00:00Z: 100 carve_out 'research', 200 undelivered 'late' of 299"
+        BadInput, match="from 2026-03-01T00:00Z: 10 carve_out 'research', 20 undelivered 'late' of 29"
     ):
         capacity(minutes(f"minute | {INPUT}"), books, QUARTER)
     twice = set_aside("pool | kind | name | units\n block | carve_out | r | 1\n other | carve_out | r | 1")
