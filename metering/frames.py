@@ -101,6 +101,25 @@ USAGE: Final = Frame(
     key=("quarter_start", *DIMENSIONS),
     nullable=frozenset({"pool"}),
 )
+#: Usage per quarter hour by what ran, over all customers: what suppliers served.
+SERVED: Final = Frame(
+    "SERVED",
+    {
+        "quarter_start": INSTANT,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "ran_on": pl.String,
+        "counts_for": pl.String,
+        "context_breakpoint": pl.Int32,
+        **SUMS,
+    },
+    key=(
+        *("quarter_start", "provider", "model_served", "tier_served", "region", "ran_on", "counts_for"),
+        "context_breakpoint",
+    ),
+)
 #: Usage per minute of requests meant for a pool: what capacity is computed from.
 POOL_USAGE: Final = Frame(
     "POOL_USAGE",
