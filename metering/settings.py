@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         5.0, gt=0, description="how often an idle partition confirms that it has been read to its end"
     )
     fold_interval_seconds: float = Field(
-        1.0, gt=0, description="how often the fold looks for new ledger rows"
+        0.2, gt=0, description="how often the fold looks for new ledger rows"
     )
     fold_batches_max: int = Field(50, ge=1, description="most batches folded in one transaction")
     pin_interval_seconds: int = Field(900, ge=1, description="how often the fold pins a watermark")
