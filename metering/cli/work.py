@@ -44,7 +44,7 @@ def ingest(until_idle: bool = _UNTIL_IDLE) -> None:
 
 @app.command("fold")
 def fold(until_idle: bool = _UNTIL_IDLE) -> None:
-    """Fold new ledger rows into the rollups, every second when there is something new."""
+    """Fold new ledger rows into the rollups, several times a second."""
     from metering.settings import settings
     from workers import fold as worker
     from workers.loop import configure_logging
