@@ -6,6 +6,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 
 from metering.core.effective import edges, in_force
@@ -50,44 +51,89 @@ def weigh(
     of 0 has to be said). accelerator_ms without a weight burns nothing: the pool is measured in tokens.
     Total burn beyond EXACT_MAX raises BadInput: it could wrap.
     """
-    starts = edges([burndown, multipliers])
-    instants = rows.select(at).unique().sort(at)
-    epochs = instants.join_asof(
-        pl.DataFrame({"epoch": starts}, schema={"epoch": INSTANT}),
-        left_on=at,
-        right_on="epoch",
-        strategy="backward",
-        check_sortedness=False,
-        coalesce=False,
-    ).with_columns(pl.col("epoch").fill_null(pl.lit(0).cast(INSTANT)))
-    rows = rows.join(epochs, on=at, how="left", validate="m:1")
-    met = rows.select("series_id", "epoch").unique().join(series, on="series_id", how="left", validate="m:1")
-    weights, missing = _weights(met.select(*_WEIGHED_BY, "epoch").unique(), burndown)
-    weights = _multiplied(met.join(weights, on=[*_WEIGHED_BY, "epoch"]), multipliers).select(
-        "series_id", "epoch", "dimension", "multiplier", *_COLUMNS
+    starts = pl.Series(edges([burndown, multipliers]), dtype=INSTANT)
+    # nothing changes between two edges of the books: what is in force is looked up once per series and epoch
+    width = starts.len() + 1
+    epochs = starts.to_physical().search_sorted(rows[at].to_physical(), side="right")
+    numbers = rows["series_id"].cast(pl.Int64) * width + epochs.cast(pl.Int64)
+    known = numbers.unique().sort()
+    met = (
+        pl.DataFrame(
+            {
+                "series_id": (known // width).cast(rows.schema["series_id"]),
+                "epoch": pl.concat([pl.Series([0]).cast(INSTANT), starts]).gather(known % width),
+            }
+        )
+        .join(series, on="series_id", how="left", validate="m:1", maintain_order="left")
+        .with_row_index("_met")
     )
-    weighed = rows.join(weights, on=["series_id", "epoch"])
-    multiplier = pl.col("multiplier")
-    guess = multiplier.cast(pl.Float64) * pl.sum_horizontal(
+    met_by_row = known.search_sorted(numbers)
+    weights, missing = _weights(met.select(*_WEIGHED_BY, "epoch").unique(), burndown)
+    weights = _multiplied(met.join(weights, on=[*_WEIGHED_BY, "epoch"]), multipliers).sort("_met")
+    weighed = [
+        _weighed_in(dimension, rows, met_by_row, weights.filter(pl.col("dimension") == dimension), at=at)
+        for dimension in weights["dimension"].unique().sort()
+    ]
+    gaps = met.join(missing, on=[*_WEIGHED_BY, "epoch"]).select("_met", "meter")
+    unweighed = [
+        rows.filter(met_by_row.is_in(gaps.filter(pl.col("meter") == meter)["_met"].implode()))
+        .filter(pl.col(meter) != 0)
+        .select(at, "series_id", pl.lit(meter).alias("meter"), pl.col(meter).cast(SUM).alias("quantity"))
+        for meter in gaps["meter"].unique().sort()
+    ]
+    key = {name: rows.schema[name] for name in (at, "series_id")}
+    nothing = pl.DataFrame(schema={**key, "dimension": pl.String, "burn": SUM})
+    no_gap = pl.DataFrame(schema={**key, "meter": pl.String, "quantity": SUM})
+    return pl.concat([nothing, *weighed]), pl.concat([no_gap, *unweighed])
+
+
+def _weighed_in(
+    dimension: str, rows: pl.DataFrame, met_by_row: pl.Series, weights: pl.DataFrame, *, at: str
+) -> pl.DataFrame:
+    """Burn in one dimension of the rows whose series and epoch have a row in `weights`, sorted by _met.
+
+    In 64 bits where no row's burn can leave them, which takes a fraction of the time; else in 128.
+    """
+    if weights.height <= (met_by_row.max() or 0):  # type: ignore[operator]  # an index
+        inside = met_by_row.is_in(weights["_met"].implode())
+        rows, met_by_row = rows.filter(inside), met_by_row.filter(inside)
+    place = weights["_met"].search_sorted(met_by_row)
+    multiplier = weights["multiplier"]
+    quantity = {meter: _largest(rows[meter]) for meter in METERS}
+    weight = {meter: _largest(weights[_weight(meter)]) for meter in METERS}
+    bound = _largest(multiplier) * sum(quantity[meter] * weight[meter] for meter in METERS)
+    weighing = [meter for meter in METERS if quantity[meter] and weight[meter]]
+    told = rows.select(at, "series_id", pl.lit(dimension).alias("dimension"))
+    if bound < 2**63 and bound * rows.height <= EXACT_MAX:
+        narrow = np.zeros(rows.height, np.int64)
+        for meter in weighing:
+            factor = (multiplier * weights[_weight(meter)]).cast(pl.Int64).to_numpy()
+            narrow += rows[meter].cast(pl.Int64).to_numpy() * factor[place.to_numpy()]
+        return told.with_columns(pl.Series("burn", narrow).cast(SUM))
+    wide = rows.select(at, *METERS).with_columns(
+        multiplier.gather(place), *(weights[_weight(meter)].gather(place) for meter in METERS)
+    )
+    guess = pl.col("multiplier").cast(pl.Float64) * pl.sum_horizontal(
         pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter)).cast(pl.Float64) for meter in METERS
     )
-    if (weighed.select(guess.sum()).item() or 0) > 0.99 * EXACT_MAX:
-        worst = weighed.select(at, "dimension", *METERS, guess.alias("burn")).sort("burn").row(-1, named=True)
+    if (wide.select(guess.sum()).item() or 0) > 0.99 * EXACT_MAX:
+        worst = (
+            wide.select(at, pl.lit(dimension).alias("dimension"), *METERS, guess.alias("burn"))
+            .sort("burn")
+            .row(-1, named=True)
+        )
         raise BadInput(f"burn is beyond what can be summed exactly, most of it in {worst}; void those events")
-    burn = multiplier * pl.sum_horizontal(
+    burn = pl.col("multiplier") * pl.sum_horizontal(
         pl.col(meter).cast(SUM) * pl.col(_weight(meter)) for meter in METERS
     ).cast(SUM)
-    weighed = weighed.select(at, "series_id", "dimension", burn.cast(SUM).alias("burn"))
-    gaps = met.join(missing, on=[*_WEIGHED_BY, "epoch"]).select("series_id", "epoch", "meter")
-    unweighed = pl.concat(
-        [
-            rows.filter(pl.col(meter) != 0)
-            .join(gaps.filter(pl.col("meter") == meter), on=["series_id", "epoch"])
-            .select(at, "series_id", "meter", pl.col(meter).cast(SUM).alias("quantity"))
-            for meter in METERS
-        ]
-    )
-    return weighed, unweighed
+    return told.with_columns(wide.select(burn.cast(SUM).alias("burn")).to_series())
+
+
+def _largest(values: pl.Series) -> int:
+    """The largest magnitude of integers, 0 where there are none."""
+    if values.is_empty():
+        return 0
+    return max(int(values.max()), -int(values.min()))  # type: ignore[arg-type]  # integers
 
 
 def _weight(meter: str) -> str:

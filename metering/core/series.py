@@ -26,7 +26,7 @@ def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
         (
             pl.col(name).cast(pl.Categorical(pl.Categories.random())).to_physical()
             if frame.schema[name] == pl.String
-            else pl.col(name).rank("dense")
+            else pl.col(name).cast(pl.Int64) - pl.col(name).cast(pl.Int64).min()
         )
         .cast(pl.Int64)
         .fill_null(-1)

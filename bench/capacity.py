@@ -1,0 +1,203 @@
+"""The month's capacity report of many pools, and who carries their idle, from synthetic rollups: seconds and memory.
+
+A process of its own, so that the memory is its own: `python -m bench.capacity FOLDER POOLS CUSTOMERS`, JSON.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import polars as pl
+
+from bench.margin import MEBIBYTES_MAX, SECONDS_MAX, filled, month, reset_peak
+from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
+from metering.core.capacity import capacity, summarise_capacity
+from metering.errors import Unavailable
+from metering.frames import (
+    BURNDOWN,
+    CAPACITY_FEES,
+    CAPACITY_STEPS,
+    ENTITLEMENTS,
+    INSTANT,
+    POOL_CUSTOMER_USAGE,
+    POOL_USAGE,
+    POOLS,
+    SUMS,
+    Books,
+    Frame,
+)
+from metering.meters import CONTEXT_BREAKPOINTS, METERS
+from metering.periods import MINUTE
+
+_CHILD_SECONDS_MAX: Final = 900.0
+_USAGE_FILE: Final = "pool_usage.parquet"
+_CUSTOMERS_FILE: Final = "pool_customer_usage.parquet"
+_MODELS: Final = ("lumen-large", "lumen-mini", "lumen-small")
+#: A customer has usage in one of so many minutes, of one model each time; a pool in every minute, of every model.
+ACTIVE_IN: Final = 10
+_UNITS: Final = 100
+_UNIT_BURN_PER_MINUTE: Final = 60_000
+_TOKENS_MAX: Final = {"input": 1_400_000, "output": 300_000}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the parts of one report took. `peak_bytes` holds the rollups that it was made from too."""
+
+    pool_rows: int
+    customer_rows: int
+    seconds: dict[str, float]
+    peak_bytes: int
+
+
+def synthetic_pool_usage(pools: int, seed: int = 5) -> pl.DataFrame:
+    """POOL_USAGE of a month: every pool burns by each of its models in every minute, about 75 % of what it has."""
+    period = month()
+    minutes = period.minutes
+    places = np.arange(minutes * pools * len(_MODELS), dtype=np.int64)
+    model, rest = places % len(_MODELS), places // len(_MODELS)
+    return _usage(POOL_USAGE, rest // pools, rest % pools, model, seed, share=1.0)
+
+
+def synthetic_customer_usage(pools: int, customers: int, seed: int = 6) -> pl.DataFrame:
+    """POOL_CUSTOMER_USAGE of the same month: each customer in its pool, in every ACTIVE_IN-th minute of its own."""
+    generator = np.random.default_rng(seed)
+    minutes = np.arange(0, month().minutes - ACTIVE_IN, ACTIVE_IN, dtype=np.int64)
+    customer = np.repeat(np.arange(customers, dtype=np.int64), len(minutes))
+    minute = np.tile(minutes, customers) + customer * 7 % ACTIVE_IN
+    order = np.lexsort((customer, customer % pools, minute))
+    model = generator.integers(0, len(_MODELS), len(minute))
+    share = pools / customers * ACTIVE_IN
+    return _usage(
+        POOL_CUSTOMER_USAGE, minute[order], (customer % pools)[order], model, seed, share, customer[order]
+    )
+
+
+def _usage(
+    frame: Frame,
+    minute: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    pool: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    model: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    seed: int,
+    share: float,
+    customer: "np.ndarray[tuple[int], np.dtype[np.int64]] | None" = None,
+) -> pl.DataFrame:
+    generator = np.random.default_rng(seed)
+    rows = len(minute)
+    start = int(month().start.timestamp()) * 1_000_000
+    names = {"pool": (pool, [f"pool-{n:04d}" for n in range(int(pool.max()) + 1)]), "model_served": (model, list(_MODELS))}
+    if customer is not None:
+        names["customer"] = (customer, [f"customer-{n:05d}" for n in range(int(customer.max()) + 1)])
+    most = {"uncached_input_tokens": 1_400_000, "cache_read_tokens": 700_000, "output_tokens": 300_000, "requests": 500}
+    constants = {"ran_on": "pool", "provider": "own", "tier_served": "standard", "region": "us-east"}
+    made = pl.DataFrame({"minute": start + minute * (MINUTE // timedelta(microseconds=1))}).with_columns(
+        pl.col("minute").cast(INSTANT),
+        pl.lit(0, dtype=pl.Int32).alias("context_breakpoint"),
+        *(pl.Series(name, texts).gather(pl.Series(at)).alias(name) for name, (at, texts) in names.items()),
+        *(pl.lit(value).alias(name) for name, value in constants.items()),
+        *(
+            pl.Series(name, generator.integers(0, max(1, int(most.get(name, 1) * share)), rows, np.int32)).cast(dtype)
+            for name, dtype in SUMS.items()
+        ),
+    )
+    return frame.conform(made.select(*frame.columns))
+
+
+def synthetic_books(pools: int, customers: int) -> Books:
+    """Pools of one dimension that carry idle by entitlement, each customer entitled to its part of one pool."""
+    since = datetime(2026, 1, 1, tzinfo=UTC)
+    span = {"effective_from": since, "effective_until": None}
+    names = pl.DataFrame({"pool": [f"pool-{number:04d}" for number in range(pools)]})
+    breakpoints = pl.DataFrame(
+        {"context_breakpoint": (0, *CONTEXT_BREAKPOINTS)}, schema={"context_breakpoint": pl.Int32}
+    )
+    weights = (
+        names.join(pl.DataFrame({"model": _MODELS}), how="cross")
+        .join(breakpoints, how="cross")
+        .join(pl.DataFrame({"meter": METERS}), how="cross")
+    )
+    entitled = pl.DataFrame(
+        {
+            "customer": [f"customer-{number:05d}" for number in range(customers)],
+            "pool": [f"pool-{number % pools:04d}" for number in range(customers)],
+        }
+    )
+    return Books(
+        1,
+        pools=filled(
+            names,
+            POOLS,
+            supplier="cloud",
+            unit="unit",
+            currency="USD",
+            idle_policy="entitlement",
+            recognition="as_billed",
+            on_demand_book=None,
+            window_seconds=60,
+            units_min=1,
+            units_sold_in=1,
+            lead_time_days=None,
+            term_from=since,
+            term_until=None,
+            renewal_months=None,
+            notice_days=None,
+        ),
+        capacity_steps=filled(
+            names,
+            CAPACITY_STEPS,
+            **span,
+            dimension="all",
+            units=_UNITS,
+            unit_burn_per_minute=_UNIT_BURN_PER_MINUTE,
+            fee_share_ratio="1",
+        ),
+        capacity_fees=filled(
+            names, CAPACITY_FEES, **span, fee="step", dimension=None, amount="52560", per="month", currency="USD"
+        ),
+        burndown=filled(weights, BURNDOWN, **span, dimension="all", weight=1, denominator=1),
+        entitlements=filled(
+            entitled,
+            ENTITLEMENTS,
+            **span,
+            contract="c",
+            dimension="all",
+            units=str(_UNITS * pools // customers),
+            stated=None,
+        ),
+    )
+
+
+def write_rollups(folder: Path, pools: int, customers: int) -> None:
+    """Make the rollups and leave them in `folder`, so that another process starts with nothing but them."""
+    synthetic_pool_usage(pools).write_parquet(folder / _USAGE_FILE)
+    synthetic_customer_usage(pools, customers).write_parquet(folder / _CUSTOMERS_FILE)
+
+
+def report(folder: Path, pools: int, customers: int) -> Report:
+    """Read the rollups of `folder`, make the books, compute: only that is on the clock."""
+    books = synthetic_books(pools, customers)
+    seconds = {}
+    usage = pl.read_parquet(folder / _USAGE_FILE)
+    reset_peak()
+    began = time.perf_counter()
+    used = capacity(usage, books, month())
+    pool_rows = usage.height
+    del usage
+    seconds["capacity"] = time.perf_counter() - began
+    began = time.perf_counter()
+    summary = summarise_capacity(used.utilization)
+    seconds["summary"] = time.perf_counter() - began
+    assert summary.height == pools, "every pool has its summary"
+    assert used.unburned.is_empty(), "everything that was used has a weight"
+    return Report(pool_rows, 0, seconds, peak_bytes())
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(report(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))))
