@@ -127,6 +127,12 @@ class Settings(BaseSettings):
     findings_per_day_max: int = Field(
         10_000, ge=1, description="most requests of one day that findings name; the others are counted"
     )
+    usage_export_bytes_max: int = Field(
+        256 * 1024 * 1024, ge=1, description="largest usage export of a supplier that `reconcile` reads"
+    )
+    run_rate_days: int = Field(
+        28, ge=1, le=366, description="days before the cut that a projection of spend goes on from"
+    )
     adjustments_max: int = Field(10_000, ge=1, description="most adjustments in one file")
     evaluate_interval_seconds: float = Field(
         60.0, gt=0, description="how often the alert rules are evaluated"

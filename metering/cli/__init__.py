@@ -43,6 +43,7 @@ def _mount() -> None:
         adjustments,
         archive,
         catalog,
+        closing,
         demo,
         events,
         findings,
@@ -65,6 +66,7 @@ def _mount() -> None:
     app.add_typer(findings.app, name="findings")
     app.add_typer(probe.app, name="probe")
     reports.mount(app)
+    closing.mount(app)
     knowledge.mount(app)
     app.add_typer(rebuild.app, name="rebuild")
     refused.mount(app)

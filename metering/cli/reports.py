@@ -164,7 +164,7 @@ def export(
     from metering.settings import settings
     from workers.exporting import export_period
 
-    done = export_period(settings(), folder, _period(period), as_of)
+    done = export_period(settings(), folder, read_period(period), as_of)
     _say(f"{done.provenance.caption()}")
     if done.exported.already_there:
         _say(f"{done.exported.folder} holds these very files already; nothing was written")
@@ -182,22 +182,19 @@ def _run(
     make: Callable[[Connection, Settings, Period, int | None], Report],
     bars: tuple[str, ...] = (),
 ) -> None:
-    from metering.errors import BadInput
     from metering.settings import settings
     from metering.store.postgres import reading
     from workers.loop import database_errors
 
-    if form not in FORMATS:
-        raise BadInput(f"--format '{form}' is not one of {', '.join(FORMATS)}")
-    if form == "parquet" and output is None:
-        raise BadInput("--format parquet is not text; say where it goes with --output FILE")
-    span = _period(period)
+    check_format(form, output)
+    span = read_period(period)
     with database_errors(), reading(settings()) as connection:
         report = make(connection, settings(), span, as_of)
-    _write(report, form, output, bars)
+    write(report, form, output, bars)
 
 
-def _period(text: str | None) -> Period:
+def read_period(text: str | None) -> Period:
+    """What --period asks for; the current UTC month where it is not given."""
     from datetime import UTC, datetime
 
     from metering.periods import parse_period
@@ -205,7 +202,18 @@ def _period(text: str | None) -> Period:
     return parse_period(text if text is not None else f"{datetime.now(UTC):%Y-%m}")
 
 
-def _write(report: Report, form: str, output: Path | None, bars: tuple[str, ...]) -> None:
+def check_format(form: str, output: Path | None) -> None:
+    """Refuse a --format that is none, or that needs an --output."""
+    from metering.errors import BadInput
+
+    if form not in FORMATS:
+        raise BadInput(f"--format '{form}' is not one of {', '.join(FORMATS)}")
+    if form == "parquet" and output is None:
+        raise BadInput("--format parquet is not text; say where it goes with --output FILE")
+
+
+def write(report: Report, form: str, output: Path | None, bars: tuple[str, ...] = ()) -> None:
+    """Write a report to stdout or `output`; what it stands on, and its notes, go to stderr."""
     from metering.delivery import exports, tables
 
     if form != "table" or output is not None or not sys.stdout.isatty():

@@ -40,7 +40,8 @@ CLOSURE: Final = Frame(
     key=("day", "supplier", "currency", "term", "kind"),
     nullable=frozenset({"supplier", "kind", "usage", "loaded"}),
 )
-#: Every document that was posted in the period or whose service lies in it, and what no document says.
+#: Every document that was posted in the period or whose service lies in it, and what no document says. A document
+#: that was corrected in a later month has a row for each month that it posts to.
 #: Over the rows of a supplier and currency: sum of recognised_here = recognised cost, sum of billed_here =
 #: billed, and change_in_prepaid = billed_here - recognised_here.
 DOCUMENTS: Final = Frame(
@@ -51,14 +52,14 @@ DOCUMENTS: Final = Frame(
         "what": pl.String,  # document | not_billed | schedule (deferred or advanced by how a pool is recognised)
         "document": pl.String,
         "posted_month": pl.Date,
-        "billed": MONEY,  # the whole document
+        "billed": MONEY,  # by the whole document, in that month
         "billed_here": MONEY,  # the same if it was posted in the period, else 0
         "recognised_before": MONEY,  # of the document's amount, by its own service spans
         "recognised_here": MONEY,
         "recognised_after": MONEY,
         "change_in_prepaid": MONEY,  # prepaid gained (accrued settled), or prepaid used up (accrued)
     },
-    key=("supplier", "currency", "what", "document"),
+    key=("supplier", "currency", "what", "document", "posted_month"),
     nullable=frozenset({"supplier", "document", "posted_month"}),
 )
 #: On-demand usage as rated and as billed, for every service span that a line of a bill has (a day, where the
@@ -397,9 +398,8 @@ def _documents(
                 "recognised_after"
             ),
         )
-        .group_by(*_OF, "document")
+        .group_by(*_OF, "document", "posted_month")
         .agg(
-            pl.col("posted_month").first(),
             pl.col(_AMOUNTS).sum(),
             (posted | touches).any().alias("_shown"),
         )

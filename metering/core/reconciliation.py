@@ -1,50 +1,24 @@
 """Reconciliation: a supplier's own usage figures against our ledger, and what would explain a difference."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
 
 import polars as pl
 
+from metering.bills.usage_export import UNITS, Precision
 from metering.core.rating import on_demand_costs
 from metering.frames import INSTANT, SUM, Books, Frame
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.money import MONEY, RATIO, from_quanta, ratio, to_quanta
 
-#: What a supplier may count, and the meters of ours that add up to it. `requests` are attempts.
-UNITS: Final[Mapping[str, tuple[str, ...]]] = {
-    "requests": ("requests",),
-    **{meter: (meter,) for meter in METERS},
-    "total_input_tokens": INPUT_METERS,
-    "total_output_tokens": OUTPUT_METERS,
-}
 #: How far a supplier's clock may be from UTC.
 _HALF_HOURS: Final = range(-28, 29)
 _HALF_HOUR: Final = timedelta(minutes=30)
 #: Farther than this before and after the buckets nothing is needed.
 REACH: Final = timedelta(hours=14)
 
-#: What the supplier says, by bucket of time (an hour, or a day of its zone).
-THEIRS: Final = Frame(
-    "THEIRS",
-    {
-        "starts": INSTANT,
-        "model": pl.String,
-        "unit": pl.String,  # of UNITS
-        "quantity": SUM,
-        "amount": MONEY,  # null: it says none
-        "currency": pl.String,
-    },
-    key=("starts", "model", "unit"),
-    nullable=frozenset({"amount", "currency"}),
-)
-BUCKETS: Final = Frame(
-    "BUCKETS",
-    {"starts": INSTANT, "ends": INSTANT, "time": pl.String},
-    key=("starts",),
-)
 STATUSES: Final = ("matched", "differs", "theirs_only", "ours_only")
 #: Ours and theirs side by side. difference = theirs - ours.
 RECONCILED: Final = Frame(
@@ -74,14 +48,6 @@ RECONCILED: Final = Frame(
 
 _KEY: Final = ["starts", "model", "unit"]
 _ZERO: Final = pl.lit(0, dtype=SUM)
-
-
-@dataclass(frozen=True)
-class Precision:
-    """The smallest step that the supplier's file writes: of quantities, and of amounts in quanta."""
-
-    quantity: int = 1
-    quanta: int = 1
 
 
 def reconcile(
@@ -279,7 +245,8 @@ def _best_shift(
 ) -> tuple[timedelta, pl.Series]:
     """The shift of our hours by which most rows match, 0 unless that is more than now, and most of them."""
     best, most = timedelta(0), rows["_near"]
-    for half_hours in sorted(_HALF_HOURS, key=abs):
+    # of shifts that explain the same, a whole hour before a half one, then the smallest
+    for half_hours in sorted(_HALF_HOURS, key=lambda steps: (steps % 2, abs(steps))):
         shift = half_hours * _HALF_HOUR
         matches = explained(_by_bucket(ours, buckets, shift))
         if matches.sum() > most.sum():

@@ -108,6 +108,22 @@ CAPACITY: Final = _columns(
     ("currency", "text", "currency", "", 9),
 )
 
+RECONCILED: Final = _columns(
+    ("time", "text", "time", "", 0),
+    ("model", "text", "model", "", 0),
+    ("unit", "text", "unit", "", 0),
+    ("status", "text", "status", "", 0),
+    ("theirs", "quantity", "theirs", "", 0),
+    ("ours", "quantity", "ours", "", 0),
+    ("difference", "quantity", "difference", "theirs - ours", 1),
+    ("capture_ratio", "ratio", "captured", "ours of theirs", 2),
+    ("amount_theirs", "money", "their amount", "", 4),
+    ("amount_ours", "money", "our cost", "", 4),
+    ("amount_difference", "money", "difference", "of amounts", 3),
+    ("currency", "text", "currency", "", 4),
+    ("reason", "text", "likely reason", "", 0),
+)
+
 
 def in_currency(columns: Sequence[Column], currency: str) -> tuple[Column, ...]:
     """The columns with the report's currency as the unit of their amounts."""

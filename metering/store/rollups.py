@@ -18,7 +18,17 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from metering.errors import WrongWorld
-from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, POOL_USAGE, SUM, SUMS, USAGE, Frame
+from metering.frames import (
+    DIMENSIONS,
+    INSTANT,
+    POOL_CUSTOMER_USAGE,
+    POOL_USAGE,
+    SERVED,
+    SUM,
+    SUMS,
+    USAGE,
+    Frame,
+)
 from metering.meters import METERS
 from metering.periods import MINUTE, QUARTER
 from metering.store.archives import read_batches
@@ -283,6 +293,41 @@ def read_pool_usage(
         minutes.with_columns(pl.col("minute").cast(INSTANT))
         .group_by(_POOL_KEY)
         .agg(pl.col(name).cast(SUMS[name]).sum() for name in SUMS)
+    )
+
+
+def read_served(
+    connection: Connection,
+    start: datetime,
+    until: datetime,
+    as_of: int | None,
+    provider: str | None = None,
+) -> pl.DataFrame:
+    """Usage per quarter hour by what ran, over all customers, in [start, until): SERVED; `as_of` as above.
+
+    `provider`: of that one alone.
+    """
+    raw = driver(connection)
+    where = _span("quarter_start", start, until, as_of, raw)
+    if provider is not None:
+        where += sql.SQL(" AND provider = {}").format(sql.Literal(provider)).as_string(raw)
+    by = SERVED.key[1:]
+    query = (
+        f"SELECT (extract(epoch FROM quarter_start) * 1000000)::bigint, {', '.join(by)}, "
+        f"{', '.join(f'sum({name})::bigint' for name in SUMS)} FROM usage_quarters JOIN series USING (series_id) "
+        f"WHERE {where} GROUP BY quarter_start, {', '.join(by)}"
+    )
+    texts = ", ".join(name for name in by if SERVED.columns[name] == pl.String)
+    stream = b"".join(copy_stream(raw, query, f"FORMAT csv, FORCE_QUOTE ({texts})"))
+    schema = {
+        name: pl.Int64() if name == "quarter_start" or name in SUMS else dtype
+        for name, dtype in SERVED.columns.items()
+    }
+    rows = pl.read_csv(stream, has_header=False, schema=schema) if stream else pl.DataFrame(schema=schema)
+    return SERVED.conform(
+        rows.with_columns(
+            pl.col("quarter_start").cast(INSTANT), *(pl.col(name).cast(SUMS[name]) for name in SUMS)
+        )
     )
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from metering.core.reconciliation import BUCKETS, THEIRS, Precision, reconcile
+from metering.bills.usage_export import BUCKETS, THEIRS, Precision
+from metering.core.reconciliation import reconcile
 from metering.frames import SERVED
 from metering.periods import DAY
 from tests.core.example_books import books, prices
