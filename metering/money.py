@@ -20,8 +20,8 @@ AMOUNT_MAX: Final = 10**14
 RATIO: Final = pl.Decimal(38, 6)
 #: Largest quantity that may be summed, split or compared: everything below stays exact in Int128.
 EXACT_MAX: Final = 2**86
-
-_LIMB: Final = 2**40
+#: Largest sum of weights that a total can be split by.
+WEIGHTS_MAX: Final = 2**106
 
 
 def _int128(value: int) -> pl.Expr:
@@ -60,17 +60,21 @@ def refuse_beyond(frame: pl.DataFrame, column: str, limit: int, remedy: str) -> 
     return frame
 
 
-def multiply_divide(factor: pl.Expr, weight: pl.Expr, weights: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
+def multiply_divide(
+    factor: pl.Expr, weight: pl.Expr, weights: pl.Expr, *, limb_bits: int = 40
+) -> tuple[pl.Expr, pl.Expr]:
     """Quotient and remainder of factor x weight / weights, exactly, although the product may exceed Int128.
 
-    Needs 0 <= factor < 2**120, 0 <= weight <= weights, 0 < weights <= EXACT_MAX. Long division in three
-    limbs of 40 bits: every intermediate stays below weights x 2**41 <= 2**127.
+    Needs 0 <= factor < 2**120, 0 <= weight <= weights, 0 < weights <= EXACT_MAX. Long division in limbs of 40
+    bits: every intermediate stays below weights x 2**41 <= 2**127. Limbs of 20 bits take twice as long and
+    allow weights of WEIGHTS_MAX.
     """
-    limb = _int128(_LIMB)
-    high, middle, low = factor // (limb * limb), (factor // limb) % limb, factor % limb
-    product = high * weight
-    quotient, remainder = product // weights, product % weights
-    for part in (middle, low):
+    limb = _int128(2**limb_bits)
+    quotient, remainder = _int128(0), _int128(0)
+    for shift in range(120 - limb_bits, -1, -limb_bits):
+        part = factor // _int128(2**shift)
+        if shift < 120 - limb_bits:
+            part = part % limb
         product = remainder * limb + part * weight
         quotient, remainder = quotient * limb + product // weights, product % weights
     return quotient, remainder
@@ -83,7 +87,8 @@ def split_largest_remainder(
 
     Each row gets floor(total x weight / sum of weights); the units left over go one each to the rows with
     the largest remainder, ties in the order of `tie_break`. The parts of a group sum to its total exactly.
-    Weights are >= 0 and every group's weights sum to > 0 and at most EXACT_MAX; 0 <= total < 2**120.
+    A negative total is split as its opposite, and the parts negated.
+    Weights are >= 0 and every group's weights sum to > 0 and at most WEIGHTS_MAX; |total| < 2**120.
     The rows come back in no particular order.
     """
     frame = frame.with_columns(pl.col(weight).sum().over(group).alias("_weights"))
@@ -91,16 +96,21 @@ def split_largest_remainder(
         assert frame.select((pl.col(weight).min() >= 0) & (pl.col("_weights").min() > 0)).item(), (
             f"{weight}: weights must be >= 0 and sum to more than 0 in every group of {group}"
         )
-        assert frame.select((pl.col(total).min() >= 0) & (pl.col(total).max() < 2**120)).item(), total
-        refuse_beyond(frame, "_weights", EXACT_MAX, f"such {weight} cannot be split exactly")
-    quotient, remainder = multiply_divide(pl.col(total), pl.col(weight), pl.col("_weights"))
+        assert frame.select(pl.col(total).abs().max() < 2**120).item(), total
+        refuse_beyond(frame, "_weights", WEIGHTS_MAX, f"such {weight} cannot be split exactly")
+    heavy = frame.height > 0 and frame.select(pl.col("_weights").max() > EXACT_MAX).item()
+    whole = pl.col(total).abs()
+    quotient, remainder = multiply_divide(
+        whole, pl.col(weight), pl.col("_weights"), limb_bits=20 if heavy else 40
+    )
     rows = frame.with_columns(quotient.alias("_floor"), remainder.alias("_remainder")).sort(
         [*group, "_remainder", *tie_break],
         descending=[False] * len(group) + [True] + [False] * len(tie_break),
     )
-    left = pl.col(total) - pl.col("_floor").sum().over(group)
+    left = whole - pl.col("_floor").sum().over(group)
     rank = pl.int_range(pl.len()).over(group)
-    return rows.with_columns((pl.col("_floor") + (rank < left).cast(pl.Int128)).alias(into)).drop(
+    part = pl.col("_floor") + (rank < left).cast(pl.Int128)
+    return rows.with_columns((part * pl.col(total).sign()).alias(into)).drop(
         "_weights", "_floor", "_remainder"
     )
 

@@ -192,23 +192,28 @@ COSTS: Final = Frame(
     ),
 )
 
-#: Recognised cost of a pool and dimension per quarter hour: what served usage took, and what stood idle.
+#: Recognised cost of a pool and dimension per quarter hour: what became of the capacity that it paid for.
 POOL_COST: Final = Frame(
     "POOL_COST",
     {
         "pool": pl.String,
         "dimension": pl.String,
         "quarter_start": INSTANT,
+        "currency": pl.String,
         "recognised_cost": MONEY,
+        "undelivered_cost": MONEY,
+        "carved_out_cost": MONEY,
         "served_cost": MONEY,
         "idle_cost": MONEY,
-        "currency": pl.String,
+        "estimated": pl.Boolean,
     },
-    key=("pool", "dimension", "quarter_start"),
+    key=("pool", "dimension", "quarter_start", "currency"),
     laws={
-        "recognised = served + idle": pl.col("recognised_cost")
-        == pl.col("served_cost") + pl.col("idle_cost"),
-        "costs are not negative": pl.min_horizontal("served_cost", "idle_cost") >= 0,
+        "recognised = undelivered + carved out + served + idle": pl.col("recognised_cost")
+        == pl.col("undelivered_cost")
+        + pl.col("carved_out_cost")
+        + pl.col("served_cost")
+        + pl.col("idle_cost"),
     },
 )
 #: Served cost per series: parts of a quarter hour's served_cost that sum to it exactly.
@@ -221,13 +226,14 @@ SERVED_COST: Final = Frame(
         "dimension": pl.String,
         "cost": SUM,  # count of money.QUANTUM
         "currency": pl.String,
+        "estimated": pl.Boolean,
     },
 )
 
 #: What a margin line is about. Null: not said (idle has no customer, a fee no product).
 LINE_KEY: Final[_Columns] = {
     "day": pl.Date,  # UTC day of the service
-    "line": pl.String,  # usage | fee | idle
+    "line": pl.String,  # usage | fee | idle | undelivered | carved_out
     "customer": pl.String,
     "kind": pl.String,  # of the customer then: paying, trial, ...; `unknown`: not in the catalog
     "segment": pl.String,
@@ -246,20 +252,31 @@ _AMOUNTS: Final[_Columns] = {
     "revenue": MONEY,  # charge + fee
     "cost_pool": MONEY,  # share of pools' recognised cost; on an idle line, what stood idle
     "cost_on_demand": MONEY,
-    "cost": MONEY,  # cost_pool + cost_on_demand
+    "cost": MONEY,  # usage basis: cost_pool + cost_on_demand
+    "idle_share": MONEY,  # idle carried; negative where it was taken away, on the pool's own idle line
+    "cost_loaded": MONEY,  # cost + idle_share
+    "cause_shift": MONEY,  # spill premium received; negative where it was given away
+    "cost_by_cause": MONEY,  # cost + cause_shift
+    "on_demand_price": MONEY,  # what the same usage costs on demand; null where a part has no price
+    "saving_against_on_demand": MONEY,  # on_demand_price - cost; null where either is not known
+    "fx_effect": MONEY,  # margin at month_average - margin at contract rates; null where there is none
     "charge_unrated": pl.Boolean,  # part of the charge or fee is unrated: the amount is what is known
     "cost_unrated": pl.Boolean,
+    "estimated": pl.Boolean,  # pool cost that no bill covers yet, or an exchange rate of an earlier month
 }
+_AMOUNTS_NULL: Final = frozenset({"on_demand_price", "saving_against_on_demand", "fx_effect"})
 _AMOUNT_LAWS: Final = {
     "revenue = charge + fee": pl.col("revenue") == pl.col("charge") + pl.col("fee"),
     "cost = cost_pool + cost_on_demand": pl.col("cost") == pl.col("cost_pool") + pl.col("cost_on_demand"),
+    "cost_loaded = cost + idle_share": pl.col("cost_loaded") == pl.col("cost") + pl.col("idle_share"),
+    "cost_by_cause = cost + cause_shift": pl.col("cost_by_cause") == pl.col("cost") + pl.col("cause_shift"),
 }
 #: The finest margin lines, all in one currency. Lines of two periods that do not overlap simply add up.
 MARGIN_LINES: Final = Frame(
     "MARGIN_LINES",
     {**LINE_KEY, **_AMOUNTS, "currency": pl.String},
     key=tuple(LINE_KEY),
-    nullable=frozenset(LINE_KEY) - {"day", "line"},
+    nullable=(frozenset(LINE_KEY) - {"day", "line"}) | _AMOUNTS_NULL,
     laws=_AMOUNT_LAWS,
 )
 #: By what margin lines may be summed.
@@ -303,18 +320,22 @@ UNRATED: Final = Frame(
 def margin_frame(by: Sequence[str]) -> Frame:
     """The declaration of a margin table by some of MARGIN_BY: keys, who the customer is, amounts, margin.
 
-    margin = revenue - cost. margin_ratio = margin / revenue, null where revenue <= 0. breach: margin <
-    floor x revenue, or revenue <= 0 with cost > 0, of paying customers with a floor; null where the rows are
+    margin = revenue - cost, margin_loaded = revenue - cost_loaded. margin_ratio = margin / revenue, null where
+    revenue <= 0. breach: margin < floor x revenue, or revenue <= 0 with cost > 0, both on the floor's basis, of
+    paying customers with a floor; null where the rows are
     not whole customers, so that the question has no answer.
     """
     who: _Columns = {"name": pl.String, "kind": pl.String, "segment": pl.String} if "customer" in by else {}
-    judged: _Columns = {"floor_ratio": MONEY, "breach": pl.Boolean} if "customer" in by else {}
+    judged: _Columns = (
+        {"floor_ratio": MONEY, "floor_basis": pl.String, "breach": pl.Boolean} if "customer" in by else {}
+    )
     columns: _Columns = {
         **{name: LINE_KEY[name] for name in by},
         **{name: dtype for name, dtype in who.items() if name not in by},
         **_AMOUNTS,
         "margin": MONEY,
         "margin_ratio": RATIO,
+        "margin_loaded": MONEY,
         **judged,
         "currency": pl.String,
     }
@@ -322,9 +343,11 @@ def margin_frame(by: Sequence[str]) -> Frame:
         "MARGIN",
         columns,
         key=tuple(by),
-        nullable=frozenset({*by, *who, *judged, "margin_ratio"}) - {"day", "line"},
+        nullable=(frozenset({*by, *who, *judged, "margin_ratio"}) - {"day", "line"}) | _AMOUNTS_NULL,
         laws={
             **_AMOUNT_LAWS,
             "margin = revenue - cost": pl.col("margin") == pl.col("revenue") - pl.col("cost"),
+            "margin_loaded = revenue - cost_loaded": pl.col("margin_loaded")
+            == pl.col("revenue") - pl.col("cost_loaded"),
         },
     )

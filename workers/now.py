@@ -10,6 +10,7 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering.core.capacity import capacity, summarise_capacity
+from metering.core.costs import usage_basis
 from metering.core.margin import margin
 from metering.delivery.now_page import Fact, NowPage, Section, State, ago, seconds_instant
 from metering.delivery.report import Column, Kind
@@ -331,7 +332,7 @@ def _unrated_today(connection: Connection, settings: Settings, books: Books, at:
     today = Period("today", start, max(ceil_to_quarter(at), start + 15 * MINUTE))
     usage = read_usage(connection, today.start, today.until, None)
     pool_usage = read_pool_usage(connection, today.start, today.until, None)
-    return margin(usage, pool_usage, books, today, settings.reporting_currency).unrated
+    return margin(usage, pool_usage, usage_basis(books), today, settings.reporting_currency).unrated
 
 
 def _unrated(unrated: pl.DataFrame) -> Fact:

@@ -10,19 +10,20 @@ from sqlalchemy import Connection
 
 from metering import __version__
 from metering.core.capacity import Capacity, capacity, summarise_capacity
+from metering.core.costs import pools_by_burn, pools_by_customer, reach
 from metering.core.margin import Margin, margin, summarise
 from metering.core.windows import WINDOWS, capacity_windows, in_burn_units, pool_costs
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, choose_by, select
 from metering.errors import BadInput
-from metering.frames import SUM, Books
+from metering.frames import POOL_CUSTOMER_USAGE, SUM, Books
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.periods import Period
 from metering.results import MARGIN_BY, UNRATED, UTILIZATION
 from metering.settings import Settings
 from metering.store.bills import read_bill_lines
 from metering.store.books import read_books
-from metering.store.rollups import read_pool_usage, read_usage
+from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage
 from metering.store.watermarks import read_knowledge
 
 UNRATED_BY: Final = tuple(name for name in UNRATED.key if name not in ("meter", "currency"))
@@ -48,6 +49,36 @@ def known(
     return provenance, replace(books, bill_lines=read_bill_lines(connection, as_of))
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Usage as rollups hold it, as far as the cost of a period needs it: frames USAGE, POOL_USAGE, ..."""
+
+    usage: pl.DataFrame
+    pool_usage: pl.DataFrame
+    pool_customer_usage: pl.DataFrame
+
+
+def recorded(connection: Connection, books: Books, provenance: Provenance) -> Recorded:
+    """Read the usage of a report's cut, and for pools whose idle goes by burn that of its months so far.
+
+    Usage per customer and minute is read only of pools in which somebody is entitled to units.
+    """
+    cut, as_of = provenance.cut, provenance.watermark_id
+    months = reach(books, cut, provenance.complete_until)
+    usage = [read_usage(connection, cut.start, cut.until, as_of)]
+    pool_usage = [read_pool_usage(connection, cut.start, cut.until, as_of)]
+    pools = pools_by_burn(books)
+    for start, until in ((months.start, cut.start), (cut.until, months.until)):
+        if start < until:
+            usage.append(read_usage(connection, start, until, as_of, pools))
+            pool_usage.append(read_pool_usage(connection, start, until, as_of, pools))
+    customers = pools_by_customer(books)
+    by_customer = POOL_CUSTOMER_USAGE.empty()
+    if customers:
+        by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of, customers)
+    return Recorded(pl.concat(usage), pl.concat(pool_usage), by_customer)
+
+
 def margin_report(
     connection: Connection, settings: Settings, period: Period, as_of: int | None = None
 ) -> "MarginReport":
@@ -56,10 +87,16 @@ def margin_report(
     `connection` is one snapshot (store.postgres.reading); as_of None: live, the open interval included.
     """
     provenance, books = known(connection, settings, period, as_of)
-    cut = provenance.cut
-    usage = read_usage(connection, cut.start, cut.until, as_of)
-    pool_usage = read_pool_usage(connection, cut.start, cut.until, as_of)
-    computed = margin(usage, pool_usage, books, cut, settings.reporting_currency)
+    read = recorded(connection, books, provenance)
+    computed = margin(
+        read.usage,
+        read.pool_usage,
+        books,
+        provenance.cut,
+        settings.reporting_currency,
+        pool_customer_usage=read.pool_customer_usage,
+        complete_until=provenance.complete_until,
+    )
     return MarginReport(provenance, books, settings.reporting_currency, computed)
 
 
@@ -104,9 +141,12 @@ class MarginReport:
             *(c.name for c in columns.MARGIN if c.name in rows.columns and c.name not in order),
         ]
         rows = rows.select(declared)
-        # what the reader asked for is shown on any terminal
+        # what the reader asked for is shown on any terminal; what nothing moved between, in files alone
+        ranks = dict.fromkeys(by, 0)
+        if not (rows["idle_share"] != 0).any():
+            ranks |= dict.fromkeys(("idle_share", "margin_loaded"), 9)
         laid_out = tuple(
-            replace(column, rank=0) if column.name in by else column
+            replace(column, rank=ranks.get(column.name, column.rank))
             for column in select(columns.MARGIN, declared)
         )
         return Report(
@@ -119,7 +159,7 @@ class MarginReport:
             notes=tuple(unrated_notes(self.computed.unrated)),
             empty="no usage, fees or capacity in the complete part of the period",
             shown=_as_shown(rows, by),
-            null_texts=_null_texts(by),
+            null_texts=_null_texts(by, self.computed.lines),
         )
 
     def usage(self) -> Report:
@@ -290,17 +330,23 @@ def _as_shown(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     about = [name for name in by if name not in ("day", "line", "pool")]
     idle = [pl.all_horizontal(pl.col(about).is_null())] if about else []
     if "line" in by:
-        idle = [pl.col("line") == "idle"]
+        idle = [pl.col("line").is_in(_CAPACITY_LINES)]
     if "day" in by:
         return rows.sort("day", *idle, *(name for name in by if name != "day"), nulls_last=True)
     return rows.sort(*idle, "margin", *by, nulls_last=True)
 
 
-def _null_texts(by: Sequence[str]) -> dict[str, str]:
+def _null_texts(by: Sequence[str], lines: pl.DataFrame) -> dict[str, str]:
     """What a table says where a row is about nobody or nothing: fees have no product, idle capacity no customer."""
+    nobodys = lines.filter(pl.col("customer").is_null())["line"]
+    capacity = "(idle capacity)" if (nobodys == "idle").all() else "(unused capacity)"
     who = {"customer", "kind", "segment"} & set(by)
     texts = dict.fromkeys(by, "(none)" if who or "line" in by else "(fees, idle)")
-    return texts | dict.fromkeys(who, "(idle capacity)") | ({"pool": "(none)"} if "pool" in by else {})
+    return texts | dict.fromkeys(who, capacity) | ({"pool": "(none)"} if "pool" in by else {})
+
+
+#: Lines of capacity that no customer used.
+_CAPACITY_LINES: Final = ("idle", "undelivered", "carved_out")
 
 
 def _as_total(total: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:

@@ -1,122 +1,105 @@
-"""Allocation: a pool's recognised cost by the quarter hour, split over what it served; the rest is idle."""
+"""Allocation: a pool's recognised cost by the quarter hour goes to what became of its capacity."""
+
+from typing import Final
 
 import polars as pl
 
-from metering.core.fees import earned_between
 from metering.errors import BadInput, WrongWorld
-from metering.frames import INSTANT, SUM, Books
-from metering.money import (
-    AMOUNT_MAX,
-    from_quanta,
-    multiply_divide,
-    refuse_beyond,
-    split_largest_remainder,
-    to_quanta,
-)
-from metering.periods import QUARTER, Period
+from metering.frames import SUM
+from metering.money import from_quanta, multiply_divide, split_largest_remainder, to_quanta
 from metering.results import POOL_COST, SERVED_COST
 
-_ONE = pl.lit(10**12, dtype=SUM)
+_BY: Final = ("pool", "dimension", "quarter_start")
+#: What becomes of contracted capacity, in the order in which ties are broken.
+PARTS: Final = ("undelivered", "carved_out", "served", "idle")
 
 
-def recognised(books: Books, period: Period) -> pl.DataFrame:
-    """Recognised cost per pool, dimension and quarter hour of the period: `cost`, a count of money.QUANTUM.
+def quarters(utilization: pl.DataFrame) -> pl.DataFrame:
+    """results.UTILIZATION summed to quarter hours: pool, dimension, quarter_start, quantities."""
+    return utilization.group_by(
+        "pool", "dimension", pl.col("minute").dt.truncate("15m").alias("quarter_start")
+    ).agg(pl.col("contracted", *PARTS, "burn").sum())
 
-    A month's fee is recognised evenly by time: R_q = E(q_end) - E(q_start), E(t) = floor(amount x minutes
-    elapsed / minutes of the month), so any partition of time adds up. R_q is split over the dimensions in
-    force by cumulated fee_share_ratio, so that they sum to R_q exactly.
+
+def by_part(recognised: pl.DataFrame, utilization: pl.DataFrame) -> pl.DataFrame:
+    """Split the recognised cost of every quarter hour over the capacity's parts: results.POOL_COST.
+
+    recognised: results.RECOGNISED; utilization: results.UTILIZATION of the same period. By
+    contracted = undelivered + carved_out + served + idle, sums of the quarter hour's minutes; largest
+    remainder first, ties in that order. A negative cost is split as its opposite. Nothing contracted: all idle.
     """
-    fees = refuse_beyond(books.capacity_fees, "amount", AMOUNT_MAX, "correct the capacity contract")
-    odd = fees.filter((pl.col("amount") < 0) | (pl.col("per") != "month"))
-    if odd.height:
-        raise BadInput(f"amount or per is out of range in {odd.row(0, named=True)}; correct it")
-    steps = books.capacity_steps
-    odd = steps.filter(~pl.col("fee_share_ratio").is_between(0, 1))
-    if odd.height:
-        raise BadInput(f"fee_share_ratio is out of range in {odd.row(0, named=True)}; correct it")
-    upper = to_quanta(
-        pl.col("fee_share_ratio").cum_sum().over("pool", "effective_from", order_by="dimension")
+    one, zero = pl.lit(1, dtype=SUM), pl.lit(0, dtype=SUM)
+    rows = recognised.join(quarters(utilization), on=list(_BY), how="left", validate="m:1").with_columns(
+        pl.col("contracted", *PARTS).fill_null(zero)
     )
-    shares = steps.with_columns(upper.alias("_upper")).with_columns(
-        (pl.col("_upper") - to_quanta(pl.col("fee_share_ratio"))).alias("_lower")
+    nothing = pl.col("contracted") == 0
+    rows = rows.with_columns(
+        pl.when(nothing).then(one).otherwise(pl.col("idle")).alias("idle"),
+        pl.when(nothing).then(one).otherwise(pl.col("contracted")).alias("contracted"),
     )
-    quarters = pl.DataFrame(
-        {"quarter_start": pl.datetime_range(period.start, period.until, QUARTER, closed="left", eager=True)},
-        schema={"quarter_start": INSTANT},
+    split = {
+        part: multiply_divide(pl.col("cost").abs(), pl.col(part), pl.col("contracted")) for part in PARTS
+    }
+    rows = rows.with_columns(
+        expression.alias(f"_{name}_{part}")
+        for part, both in split.items()
+        for name, expression in zip(("floor", "rest"), both, strict=True)
     )
-    cost = earned_between(to_quanta(pl.col("amount")), pl.col("quarter_start"), pl.col("quarter_end"))
+    left = pl.col("cost").abs() - pl.sum_horizontal(pl.col(f"_floor_{part}") for part in PARTS)
 
-    def within(rows: pl.DataFrame) -> pl.DataFrame:
-        start, until = pl.col("quarter_start"), pl.col("effective_until")
-        held = rows.join(quarters, how="cross").filter(
-            (start >= pl.col("effective_from")) & (until.is_null() | (start < until))
-        )
-        return held.drop("effective_from", "effective_until")
+    def place(index: int, part: str) -> pl.Expr:
+        """How many parts come before this one, by remainder."""
+        rest = pl.col(f"_rest_{part}")
+        return pl.sum_horizontal(
+            (pl.col(f"_rest_{other}") >= rest) if at < index else (pl.col(f"_rest_{other}") > rest)
+            for at, other in enumerate(PARTS)
+            if at != index
+        ).cast(SUM)
 
-    charged = within(fees.select("pool", "effective_from", "effective_until", "amount", "currency"))
-    return (
-        within(shares.select("pool", "dimension", "effective_from", "effective_until", "_lower", "_upper"))
-        .join(charged, on=["pool", "quarter_start"], how="inner")
-        .with_columns((pl.col("quarter_start") + pl.lit(QUARTER)).alias("quarter_end"))
-        .with_columns(cost.alias("_cost"))
-        .group_by("pool", "dimension", "quarter_start", "currency")
-        .agg(
-            (pl.col("_cost") * pl.col("_upper") // _ONE - pl.col("_cost") * pl.col("_lower") // _ONE)
-            .sum()
-            .alias("cost")
-        )
+    sign = pl.col("cost").sign()
+    costs = rows.select(
+        *_BY,
+        "currency",
+        from_quanta(pl.col("cost")).alias("recognised_cost"),
+        *(
+            from_quanta(sign * (pl.col(f"_floor_{part}") + (place(index, part) < left).cast(SUM))).alias(
+                f"{part}_cost"
+            )
+            for index, part in enumerate(PARTS)
+        ),
+        "estimated",
     )
+    return POOL_COST.conform(costs)
 
 
-def allocate(
-    burned: pl.DataFrame, books: Books, utilization: pl.DataFrame, period: Period
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Split the recognised cost of each pool, dimension and quarter hour: (served cost by series, pool cost).
+def served_costs(burned: pl.DataFrame, costs: pl.DataFrame, utilization: pl.DataFrame) -> pl.DataFrame:
+    """Split what a pool served in a quarter hour over the series by their burn in it: results.SERVED_COST.
 
     burned: quarter_start, series_id, pool, dimension, burn of usage that ran in the pool; series_ids ascend
-    in the order of their dimensions. utilization: results.UTILIZATION of the period. Both come from one
-    ledger: where they disagree, WrongWorld. Per quarter hour, with R recognised:
-
-        served_cost = floor(R x served / contracted)       served, contracted: sums of the minutes
-        idle_cost   = R - served_cost
-        served_cost is split over the series by burn, largest remainder first, ties by series_id
-
-    so a pool's served cost never exceeds its capacity's, sums close to the last quantum, and the cost of a
-    quarter hour does not depend on the period that was asked for. (unit cost is never formed or multiplied.)
+    in the order of their dimensions. costs: results.POOL_COST. Largest remainder first, ties by series_id. Burn
+    and results.UTILIZATION come from one ledger: where they disagree, WrongWorld. So a pool's served cost
+    never exceeds its capacity's, sums close to the last quantum, and the cost of a quarter hour does not
+    depend on the period that was asked for. (A unit cost is never formed or multiplied.)
     """
-    by = ["pool", "dimension", "quarter_start"]
-    quarters = utilization.group_by(
-        "pool", "dimension", pl.col("minute").dt.truncate("15m").alias("quarter_start")
-    ).agg(pl.col("contracted", "served", "burn").sum())
+    by = list(_BY)
     burned = burned.group_by(*by, "series_id").agg(pl.col("burn").sum()).filter(pl.col("burn") != 0)
-    _refuse_disagreement(burned, quarters)
-    zero = pl.lit(0, dtype=SUM)
-    served, _ = multiply_divide(
-        pl.col("cost"), pl.col("served"), pl.max_horizontal("contracted", pl.lit(1, dtype=SUM))
-    )
-    costs = (
-        recognised(books, period)
-        .join(quarters, on=by, how="left", validate="1:1")
-        .with_columns(pl.col("contracted", "served").fill_null(zero))
-        .with_columns(served.alias("_served"))
-        .with_row_index("_group")
-    )
-    parts = burned.join(costs.select(*by, "_group", "_served", "currency"), on=by, validate="m:1")
+    _refuse_disagreement(burned, quarters(utilization))
+    served = costs.select(
+        *by, "currency", "estimated", to_quanta(pl.col("served_cost")).alias("_served")
+    ).with_row_index("_group")
     parts = split_largest_remainder(
-        parts, group=["_group"], total="_served", weight="burn", tie_break=["series_id"], into="cost"
+        burned.join(served, on=by),
+        group=["_group"],
+        total="_served",
+        weight="burn",
+        tie_break=["series_id"],
+        into="cost",
     )
-    pool_cost = costs.select(
-        *by,
-        from_quanta(pl.col("cost")).alias("recognised_cost"),
-        from_quanta(pl.col("_served")).alias("served_cost"),
-        from_quanta(pl.col("cost") - pl.col("_served")).alias("idle_cost"),
-        "currency",
-    )
-    return SERVED_COST.conform(parts), POOL_COST.conform(pool_cost)
+    return SERVED_COST.conform(parts)
 
 
 def _refuse_disagreement(burned: pl.DataFrame, quarters: pl.DataFrame) -> None:
-    by = ["pool", "dimension", "quarter_start"]
+    by = list(_BY)
     sums = burned.group_by(by).agg(pl.col("burn").sum().alias("by_series"))
     odd = (
         quarters.select(*by, pl.col("burn").alias("by_minute"))

@@ -5,14 +5,14 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.allocation import allocate
-from metering.core.capacity import weigh
+from metering.core.allocation import served_costs
+from metering.core.capacity import carve_out_pools, weigh
 from metering.core.effective import with_slice
+from metering.core.rating import on_demand_prices
 from metering.core.series import Identified
 from metering.frames import INSTANT, SUM, Books
 from metering.meters import METERS
 from metering.money import to_quanta
-from metering.periods import Period
 
 #: One amount, or one quantity whose amount is not known (`reason`), on its way to a line.
 FLOW: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
@@ -28,7 +28,12 @@ FLOW: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
     "meter": pl.String,
     "quantity": SUM,
     "reason": pl.String,
+    "estimated": pl.Boolean,
 }
+#: Amounts that say where cost went; sums over lines are the columns of results.COSTS.
+COST_AMOUNTS: Final = ("cost_pool", "cost_on_demand", "idle_share", "cause_shift", "on_demand_price")
+#: Of these something could not be priced on demand, so that no sum of on_demand_price means anything.
+UNPRICED: Final = "unpriced"
 
 
 def flow(rows: pl.DataFrame, **constants: str) -> pl.DataFrame:
@@ -59,12 +64,17 @@ def gaps(unrated: pl.DataFrame, side: str) -> pl.DataFrame:
 
 
 def pool_flows(
-    known: Identified, utilization: pl.DataFrame, books: Books, period: Period, cut: pl.DataFrame
+    known: Identified, utilization: pl.DataFrame, costs: pl.DataFrame, books: Books, cut: pl.DataFrame
 ) -> list[pl.DataFrame]:
-    """Served cost by series, idle cost by pool, and usage that ran in a pool but has no cost there."""
-    series = known.series.filter(
-        (pl.col("ran_on") == "pool") & pl.col("counts_for").is_in(["charge_and_cost", "cost"])
-    ).with_columns(pl.col("pool").fill_null(""))
+    """Served cost by series, what else became of a pool's cost, and usage of a pool that has no cost there.
+
+    utilization: results.UTILIZATION; costs: results.POOL_COST. What ran on a carve-out has no cost here: the
+    carve-out's line carries it.
+    """
+    series = known.series.filter(in_pool(pl.col("ran_on"), pl.col("counts_for"))).with_columns(
+        pl.col("pool").fill_null("")
+    )
+    series = series.filter(~pl.col("pool").is_in(carve_outs(books).implode()))
     rows = known.rows.drop("requests").join(
         series.select("series_id", "pool"), on="series_id", validate="m:1"
     )
@@ -74,24 +84,19 @@ def pool_flows(
     outside = rows.join(quarters, on=["pool", "quarter_start"], how="anti")
     weighed, unweighed = weigh(
         contracted.select("quarter_start", "series_id", *METERS),
-        series.select("series_id", "pool", "model_served", "context_breakpoint", "region", "tier_served"),
+        series,
         books.burndown.join(grid, on=["pool", "dimension"], how="semi"),
         books.multipliers,
         at="quarter_start",
     )
-    served, cost = allocate(
-        weighed.join(series.select("series_id", "pool"), on="series_id", validate="m:1"),
-        books,
-        utilization,
-        period,
+    served = served_costs(
+        weighed.join(series.select("series_id", "pool"), on="series_id", validate="m:1"), costs, utilization
     )
     served = with_slice(served, cut, at="quarter_start")
-    served = served.group_by("slice_start", "series_id", "currency").agg(pl.col("cost").sum().alias("quanta"))
-    idle = (
-        with_slice(cost, cut, at="quarter_start")
-        .group_by("slice_start", "pool", "currency")
-        .agg(to_quanta(pl.col("idle_cost")).sum().alias("quanta"))
+    served = served.group_by("slice_start", "series_id", "currency").agg(
+        pl.col("cost").sum().alias("quanta"), pl.col("estimated").any()
     )
+    sliced = with_slice(costs, cut, at="quarter_start")
     nowhere = outside.unpivot(
         METERS, index=["slice_start", "series_id"], variable_name="meter", value_name="quantity"
     )
@@ -101,7 +106,20 @@ def pool_flows(
     ]
     return [
         flow(served, line="usage", side="cost", into="cost_pool"),
-        flow(idle, line="idle", side="cost", into="cost_pool"),
+        *(
+            flow(
+                sliced.group_by("slice_start", "pool", "currency")
+                .agg(
+                    to_quanta(pl.col(f"{line}_cost")).sum().alias("quanta"),
+                    pl.col("estimated").any(),
+                )
+                .filter((pl.lit(line) == "idle") | (pl.col("quanta") != 0)),
+                line=line,
+                side="cost",
+                into="cost_pool",
+            )
+            for line in ("idle", "undelivered", "carved_out")
+        ),
         *(
             flow(
                 gap.group_by("slice_start", "series_id", "meter")
@@ -113,4 +131,28 @@ def pool_flows(
             )
             for gap, reason in lost
         ),
+    ]
+
+
+def in_pool(ran_on: pl.Expr, counts_for: pl.Expr) -> pl.Expr:
+    """Usage that ran in its pool and that we pay for."""
+    return (ran_on == "pool") & counts_for.is_in(["charge_and_cost", "cost"])
+
+
+def carve_outs(books: Books) -> pl.Series:
+    """The names of carve-outs: traffic on one names it as its pool."""
+    return carve_out_pools(books.set_aside)["carve_out"]
+
+
+def price_flows(sliced: pl.DataFrame, books: Books) -> list[pl.DataFrame]:
+    """What usage that ran in pools costs on demand, and that it cannot be told."""
+    terms = books.pools.select("pool", "on_demand_book", pl.col("currency").alias("_own"))
+    served = sliced.filter(in_pool(pl.col("ran_on"), pl.col("counts_for"))).join(terms, on="pool")
+    rated, unrated = on_demand_prices(served, books)
+    unpriced = unrated.group_by(
+        pl.col("quarter_start").alias("slice_start"), "series_id", pl.col("_own").alias("currency")
+    ).agg(pl.lit(1, dtype=SUM).alias("quanta"))
+    return [
+        amounts(rated, "on_demand_price"),
+        flow(unpriced, line="usage", side="cost", into=UNPRICED),
     ]

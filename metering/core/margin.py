@@ -7,141 +7,129 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import Capacity, capacity
-from metering.core.effective import edges, in_force, slices, with_slice
+from metering.core.capacity import Capacity
+from metering.core.costs import QUANTA_MAX, UNKNOWN, Part, Supply, parts, said, supply
+from metering.core.effective import in_force
+from metering.core.exchange import rates, translate
 from metering.core.fees import fees_earned
-from metering.core.flows import amounts, flow, gaps, pool_flows
-from metering.core.rating import charges, on_demand_costs
+from metering.core.flows import UNPRICED, amounts, flow, gaps
+from metering.core.rating import charges
 from metering.core.series import identify
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, INSTANT, SUM, SUMS, USAGE, Books
+from metering.frames import DIMENSIONS, INSTANT, SUM, Books
 from metering.meters import METERS
-from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, ratio, refuse_beyond, to_quanta
+from metering.money import from_quanta, ratio, refuse_beyond, to_quanta
 from metering.periods import Period
 from metering.results import LINE_KEY, MARGIN_BY, MARGIN_LINES, UNRATED, margin_frame
 
-#: Kind and segment of a customer that the catalog does not know.
-UNKNOWN: Final = "unknown"
-#: Usage rows that are worked on at once; a period with more is worked through in runs of days.
-ROWS_AT_ONCE: Final = 250_000
-
+#: What flows into a line; the rest of its amounts are sums of these.
 _KNOWN_AMOUNTS: Final = ("charge", "fee", "cost_pool", "cost_on_demand")
-_MONEY_COLUMNS: Final = (*_KNOWN_AMOUNTS, "revenue", "cost")
+_MOVED: Final = ("idle_share", "cause_shift")
+_FLOWN: Final = (*_KNOWN_AMOUNTS, *_MOVED, "on_demand_price")
+_FLAGS: Final = ("charge_unrated", "cost_unrated", "estimated")
 _SPAN: Final = ("effective_from", "effective_until")
 #: A row by some of these with `customer` is all of a customer, so that its contract's floor applies.
 _WHOLE_CUSTOMERS: Final = frozenset({"customer", "kind", "segment", "day"})
 _COUNTS: Final = ("requests", "billable_requests", *METERS)
-_FLOW_KEY: Final = ("slice_start", "line", "series_id", "customer", "pool")
+_FLOW_KEY: Final = ("slice_start", "line", "series_id", "customer", "pool", "currency")
 
 
 @dataclass(frozen=True)
 class Margin:
-    """lines: results.MARGIN_LINES. unrated: results.UNRATED. capacity: of the same period and usage."""
+    """lines: results.MARGIN_LINES. unrated: results.UNRATED. supply: the pools of the same period and usage."""
 
     period: Period
     currency: str
     lines: pl.DataFrame
     unrated: pl.DataFrame
-    capacity: Capacity
+    supply: Supply
+
+    @property
+    def capacity(self) -> Capacity:
+        """The capacity identity of every contracted minute."""
+        return self.supply.capacity
 
 
 def margin(
-    usage: pl.DataFrame, pool_usage: pl.DataFrame, books: Books, period: Period, reporting_currency: str
+    usage: pl.DataFrame,
+    pool_usage: pl.DataFrame,
+    books: Books,
+    period: Period,
+    reporting_currency: str,
+    *,
+    pool_customer_usage: pl.DataFrame | None = None,
+    complete_until: datetime | None = None,
 ) -> Margin:
     """Charges, fees and cost of a period as the finest margin lines, and what could not be rated.
 
-    usage: frames.USAGE; pool_usage: frames.POOL_USAGE, both of at least the period: other rows are ignored,
-    rows of one key may be split. period: an open one already cut at `complete_until`. Basis: usage. Customers
-    carry their share of what their pools served, by burn, and their own on-demand and overflow cost; idle is
-    a line of its own, so that usage lines + idle lines = recognised cost of the pools, exactly.
-    Amounts in another currency than `reporting_currency` are unrated, reason no_exchange_rate.
+    usage: frames.USAGE; pool_usage: frames.POOL_USAGE, both of at least the period (where a pool's idle goes by
+    burn: of its whole months, core.costs.reach); pool_customer_usage: frames.POOL_CUSTOMER_USAGE of pools with
+    entitlements. Other rows are ignored, rows of one key may be split. period: an open one already cut at
+    `complete_until`, which may lie after the period. `cost` is on the usage basis: customers carry their
+    share of what their pools served, by burn, and their own on-demand and overflow cost; idle, undelivered and
+    carved-out capacity are lines of their own, so that all lines together = recognised cost of the pools +
+    rated on-demand cost, exactly. cost_loaded = cost + idle_share, cost_by_cause = cost + cause_shift: both
+    only move cost between lines.
+    Amounts in another currency than `reporting_currency` are summed to the line and translated once, half-even
+    to a quantum, at the month_average in force on the line's day; without one they are unrated, reason
+    no_exchange_rate. fx_effect = the line's margin so translated less its margin at the `contract` rates, null
+    where there is none. on_demand_price is null where a part of the usage has no price, or no rate.
     The lines of a period are the lines of its parts: margin(month) = the sum of margin(day), exactly.
     """
-    usage = _within(usage.select(*USAGE.columns), period)
-    _refuse_beyond_exact(usage)
-    used = capacity(pool_usage, books, period)
-    changes = edges([books.customers, books.contracts, books.price_books, books.cost_books])
-    parts = [
-        _part(usage, used.utilization, books, span, changes, reporting_currency)
-        for span in _spans(usage, period)
-    ]
-    lines = pl.concat([MARGIN_LINES.empty(), *(part_lines for part_lines, _ in parts)])
-    unrated = pl.concat([UNRATED.empty(), *(part_unrated for _, part_unrated in parts), _unrated_spill(used)])
-    return Margin(period, reporting_currency, MARGIN_LINES.conform(lines), UNRATED.conform(unrated), used)
-
-
-def _within(usage: pl.DataFrame, period: Period) -> pl.DataFrame:
-    return usage.filter(pl.col("quarter_start").is_between(period.start, period.until, closed="left"))
-
-
-def _spans(usage: pl.DataFrame, period: Period) -> list[Period]:
-    """The period in runs of whole UTC days of about ROWS_AT_ONCE rows: parts add up, and need less memory."""
-    days = slices(period)
-    counts = with_slice(usage.select("quarter_start"), days, at="quarter_start").group_by("slice_start").len()
-    rows = 0
-    cuts: list[datetime] = []
-    for start, _, count in days.join(counts, on="slice_start", how="left").sort("slice_start").iter_rows():
-        if not cuts or rows + (count or 0) > ROWS_AT_ONCE:
-            cuts.append(start)
-            rows = 0
-        rows += count or 0
-    return [
-        Period(period.name, start, until)
-        for start, until in zip(cuts, [*cuts[1:], period.until], strict=bool(cuts))
-    ]
-
-
-def _part(
-    usage: pl.DataFrame,
-    utilization: pl.DataFrame,
-    books: Books,
-    period: Period,
-    changes: list[datetime],
-    reporting_currency: str,
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    cut = slices(period, changes)
-    known = identify(with_slice(_within(usage, period), cut, at="quarter_start"), list(DIMENSIONS))
-    sliced = (
-        known.rows.group_by("slice_start", "series_id")
-        .agg(pl.col(*SUMS).sum())
-        .join(known.series, on="series_id", validate="m:1")
-        .rename({"slice_start": "quarter_start"})
+    made = supply(
+        usage,
+        pool_usage,
+        books,
+        period,
+        pool_customer_usage=pool_customer_usage,
+        complete_until=complete_until,
     )
-    charged, uncharged = charges(sliced, books)
-    bought, uncosted = on_demand_costs(sliced, books)
-    fees = fees_earned(books.fees, cut).with_columns(to_quanta(pl.col("amount")).alias("quanta"))
-    utilization = utilization.filter(pl.col("minute").is_between(period.start, period.until, closed="left"))
+    done = [_part(part, books, reporting_currency) for part in parts(usage, made, books)]
+    lines = pl.concat([MARGIN_LINES.empty(), *(part_lines for part_lines, _ in done)])
+    unrated = pl.concat(
+        [UNRATED.empty(), *(part_unrated for _, part_unrated in done), _unrated_spill(made.capacity)]
+    )
+    return Margin(period, reporting_currency, MARGIN_LINES.conform(lines), UNRATED.conform(unrated), made)
+
+
+def _part(part: Part, books: Books, reporting_currency: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    charged, uncharged = charges(part.sliced, books)
+    fees = fees_earned(books.fees, part.cut).with_columns(to_quanta(pl.col("amount")).alias("quanta"))
     flows = pl.concat(
         [
+            part.flows,
             amounts(charged, "charge"),
-            amounts(bought, "cost_on_demand"),
             gaps(uncharged, "charge"),
-            gaps(uncosted, "cost"),
-            *pool_flows(known, utilization, books, period, cut),
             flow(fees, line="fee", side="fee", into="fee"),
         ]
-    ).with_columns(
-        pl.when((pl.col("currency") != reporting_currency) & (pl.col("quanta") != 0))
-        .then(pl.lit("no_exchange_rate"))
-        .otherwise(pl.col("reason"))
-        .alias("reason")
+    ).with_columns(pl.col("slice_start").dt.date().alias("day"))
+    found = rates(flows.filter(pl.col("currency").is_not_null()), books.exchange_rates, reporting_currency)
+    untold = found.filter(pl.col("month_average").is_null()).select(
+        "day", "currency", pl.lit("no_exchange_rate").alias("_untold")
     )
-    flows = _standing(flows, known.series)
-    lines = _lines(sliced, flows, known.series, books).with_columns(
-        pl.lit(reporting_currency).alias("currency")
+    known = pl.col("into").is_in(_KNOWN_AMOUNTS)
+    flows = (
+        flows.join(untold, on=["day", "currency"], how="left", validate="m:1")
+        .with_columns(
+            pl.when(known & (pl.col("quanta") != 0))
+            .then(pl.coalesce("_untold", "reason"))
+            .otherwise(pl.col("reason"))
+            .alias("reason"),
+            # no amount that is not known may be summed: price and carried cost are not, where cost is not
+            pl.when(~known & pl.col("_untold").is_not_null() & (pl.col("into") == "on_demand_price"))
+            .then(pl.lit(UNPRICED))
+            .otherwise(pl.col("into"))
+            .alias("into"),
+            (pl.col("into").is_in(_MOVED) & pl.col("_untold").is_not_null() & (pl.col("quanta") != 0)).alias(
+                "_unmoved"
+            ),
+        )
+        .drop("_untold", "day")
     )
-    unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), known.series)
+    flows = _standing(flows, part.known.series)
+    lines = _lines(part, flows, books, found, reporting_currency)
+    unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), part.known.series)
     return lines.select(*MARGIN_LINES.columns), unrated
-
-
-def _refuse_beyond_exact(usage: pl.DataFrame) -> None:
-    totals = usage.select(pl.col(*SUMS).abs().cast(pl.Float64).sum())
-    for name in SUMS:
-        if totals[name].item() > 0.99 * EXACT_MAX:
-            worst = usage.sort(pl.col(name).abs()).row(-1, named=True)
-            raise BadInput(
-                f"{name} is beyond what can be summed exactly, most of it in {worst}; void those events"
-            )
 
 
 def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
@@ -165,36 +153,52 @@ def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([flows.filter(~open_), gaps.drop("sold_id")])
 
 
-def _lines(sliced: pl.DataFrame, flows: pl.DataFrame, series: pl.DataFrame, books: Books) -> pl.DataFrame:
+def _lines(
+    part: Part, flows: pl.DataFrame, books: Books, found: pl.DataFrame, reporting_currency: str
+) -> pl.DataFrame:
     served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
     billable = pl.col("counts_for").is_in(["charge_and_cost", "charge"])
     zero = pl.lit(0, dtype=SUM)
-    counts = sliced.select(
+    counts = part.sliced.select(
         pl.col("quarter_start").alias("slice_start"),
         pl.lit("usage").alias("line"),
         "series_id",
+        pl.lit(reporting_currency).alias("currency"),
         pl.when(billable).then(pl.col("requests")).otherwise(zero).alias("billable_requests"),
         *(pl.when(served).then(pl.col(name)).otherwise(zero).alias(name) for name in ("requests", *METERS)),
     )
-    known = pl.col("reason").is_null()
-    amounts = flows.group_by(_FLOW_KEY).agg(
-        *(
-            pl.col("quanta").filter(known & (pl.col("into") == into)).sum().alias(into)
-            for into in _KNOWN_AMOUNTS
-        ),
-        (~known & pl.col("side").is_in(["charge", "fee"])).any().alias("charge_unrated"),
-        (~known & (pl.col("side") == "cost")).any().alias("cost_unrated"),
+    known = pl.col("reason").is_null() & ~pl.col("_unmoved")
+    amounts = (
+        flows.with_columns(
+            pl.when(known & pl.col("into").is_in(_FLOWN))
+            .then(pl.col("currency"))
+            .otherwise(pl.lit(reporting_currency))
+            .alias("currency")
+        )
+        .group_by(_FLOW_KEY)
+        .agg(
+            *(pl.col("quanta").filter(known & (pl.col("into") == into)).sum().alias(into) for into in _FLOWN),
+            (~known & pl.col("side").is_in(["charge", "fee"])).any().alias("charge_unrated"),
+            (~known & (pl.col("side") == "cost")).any().alias("cost_unrated"),
+            pl.col("estimated").any().fill_null(value=False),
+            (pl.col("into") == UNPRICED).any().fill_null(value=False).alias("_unpriced"),
+        )
     )
+    series = part.known.series
     names = [name for name in LINE_KEY if name in DIMENSIONS]
     told = identify(series.select("series_id", *names).rename({"series_id": "of_series"}), names)
     ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("line_id"))
     # Counts, amounts of usage, and amounts of fee and idle meet in one sum, over numbers rather than text.
-    key = ["slice_start", "line", "line_id", "customer", "pool"]
+    key = ["slice_start", "line", "line_id", "customer", "pool", "currency"]
+    sums = [
+        pl.col(*_COUNTS, *_FLOWN).sum(),
+        *(pl.col(name).any().fill_null(value=False) for name in (*_FLAGS, "_unpriced")),
+    ]
     rows = (
         pl.concat([counts, amounts], how="diagonal")
         .join(ids, on="series_id", how="left", validate="m:1")
         .group_by(key)
-        .agg(pl.col(*_COUNTS, *_KNOWN_AMOUNTS).sum(), pl.col("charge_unrated", "cost_unrated").any())
+        .agg(sums)
         .join(told.series.rename({"series_id": "line_id"}), on="line_id", how="left", suffix="_of_series")
     )
     rows = rows.with_columns(
@@ -202,34 +206,90 @@ def _lines(sliced: pl.DataFrame, flows: pl.DataFrame, series: pl.DataFrame, book
         pl.coalesce("pool", "pool_of_series").alias("pool"),
         pl.col("slice_start").dt.date().alias("day"),
     )
-    who = in_force(
-        rows.select("slice_start", "customer").unique().filter(pl.col("customer").is_not_null()),
-        books.customers.drop("name"),
-        at="slice_start",
-        by=["customer"],
-    ).with_columns(pl.col("kind", "segment").fill_null(UNKNOWN))
-    quanta = rows.join(who, on=["slice_start", "customer"], how="left", validate="m:1")
-    if rows["slice_start"].n_unique() > rows["day"].n_unique():
-        quanta = quanta.group_by(list(LINE_KEY)).agg(
-            pl.col(*_COUNTS, *_KNOWN_AMOUNTS).sum(), pl.col("charge_unrated", "cost_unrated").any()
+    quanta = said(rows, books)
+    if quanta["slice_start"].n_unique() > quanta["day"].n_unique():
+        quanta = quanta.group_by(*LINE_KEY, "currency").agg(sums)
+    return _totals(_in_one_currency(quanta, found, reporting_currency))
+
+
+def _in_one_currency(quanta: pl.DataFrame, found: pl.DataFrame, into: str) -> pl.DataFrame:
+    """Lines per currency -> lines in one, each amount translated once, with fx_effect in quanta."""
+    quanta = quanta.with_columns(pl.lit(0, dtype=SUM).alias("fx_effect"))
+    abroad = quanta.filter(pl.col("currency") != into)
+    if abroad.is_empty():
+        # the lines of a day may still have been cut by currency alone
+        return quanta.with_columns(pl.lit(into).alias("currency"))
+    abroad = abroad.join(found, on=["day", "currency"], how="left", validate="m:1")
+    for name in _FLOWN:
+        refuse_beyond(abroad, name, QUANTA_MAX, "it cannot be translated exactly; void the events behind it")
+    about = abroad.select(
+        pl.max_horizontal(pl.col(name).abs() for name in _FLOWN).cast(pl.Float64)
+        * pl.max_horizontal("month_average", "contract").cast(pl.Float64).alias("about")
+    ).max()
+    if (about.item() or 0) > QUANTA_MAX * 1e12:
+        raise BadInput(
+            f"an amount is beyond {QUANTA_MAX} once translated into {into}; correct the exchange rate"
         )
-    return _totals(quanta)
+    average, contract = pl.col("month_average"), pl.col("contract")
+    at_contract = [
+        translate(pl.col(name), contract) * (-1 if name.startswith("cost") else 1) for name in _KNOWN_AMOUNTS
+    ]
+    at_average = [
+        translate(pl.col(name), average) * (-1 if name.startswith("cost") else 1) for name in _KNOWN_AMOUNTS
+    ]
+    moved = pl.any_horizontal(pl.col(name) != 0 for name in _KNOWN_AMOUNTS)
+    effect = pl.sum_horizontal(at_average, ignore_nulls=False) - pl.sum_horizontal(
+        at_contract, ignore_nulls=False
+    )
+    abroad = abroad.with_columns(
+        pl.when(moved).then(effect).otherwise(pl.lit(0, dtype=SUM)).alias("fx_effect"),
+        *(translate(pl.col(name), average).alias(name) for name in _FLOWN),
+        (pl.col("estimated") | pl.col("rate_estimated")).alias("estimated"),
+    ).with_columns(pl.col("fx_effect").is_null().alias("_no_contract_rate"))
+    both = pl.concat([quanta.filter(pl.col("currency") == into), abroad], how="diagonal")
+    return (
+        both.group_by(list(LINE_KEY))
+        .agg(
+            pl.col(*_COUNTS, *_FLOWN, "fx_effect").sum(),
+            pl.col(*_FLAGS, "_unpriced").any(),
+            pl.col("_no_contract_rate").any().fill_null(value=False),
+        )
+        .with_columns(
+            pl.when(~pl.col("_no_contract_rate")).then(pl.col("fx_effect")).alias("fx_effect"),
+            pl.lit(into).alias("currency"),
+        )
+    )
 
 
 def _totals(quanta: pl.DataFrame) -> pl.DataFrame:
-    """Known amounts in quanta -> MONEY, with revenue and cost."""
-    quanta = quanta.with_columns(
-        (pl.col("charge") + pl.col("fee")).alias("revenue"),
-        (pl.col("cost_pool") + pl.col("cost_on_demand")).alias("cost"),
+    """Known amounts in quanta -> MONEY, with those that are sums of them. `_unpriced`: no on_demand_price."""
+    price = pl.when(~pl.col("_unpriced")).then(pl.col("on_demand_price"))
+    quanta = (
+        quanta.with_columns(
+            (pl.col("charge") + pl.col("fee")).alias("revenue"),
+            (pl.col("cost_pool") + pl.col("cost_on_demand")).alias("cost"),
+            price.alias("on_demand_price"),
+        )
+        .with_columns(
+            (pl.col("cost") + pl.col("idle_share")).alias("cost_loaded"),
+            (pl.col("cost") + pl.col("cause_shift")).alias("cost_by_cause"),
+            pl.when(~pl.col("cost_unrated"))
+            .then(pl.col("on_demand_price") - pl.col("cost"))
+            .alias("saving_against_on_demand"),
+        )
+        .drop("_unpriced")
     )
     for name in _MONEY_COLUMNS:
         refuse_beyond(
-            quanta, name, _QUANTA_MAX, "no report can carry it; void the events or correct the price"
+            quanta, name, QUANTA_MAX, "no report can carry it; void the events or correct the price"
         )
     return quanta.with_columns(from_quanta(pl.col(name)).alias(name) for name in _MONEY_COLUMNS)
 
 
-_QUANTA_MAX: Final = int(AMOUNT_MAX / QUANTUM) - 1
+_MONEY_COLUMNS: Final = (
+    *(*_FLOWN, "revenue", "cost", "cost_loaded", "cost_by_cause"),
+    *("saving_against_on_demand", "fx_effect"),
+)
 
 
 def _unrated(gaps: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
@@ -249,7 +309,7 @@ def _unrated(gaps: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
         .filter(pl.coalesce("quantity", "quanta") != 0)
     )
     refuse_beyond(
-        summed, "quanta", _QUANTA_MAX, "no report can carry it; void the events or correct the price"
+        summed, "quanta", QUANTA_MAX, "no report can carry it; void the events or correct the price"
     )
     amount = from_quanta(pl.col("quanta")).alias("amount")
     return summed.with_columns(amount).select(*UNRATED.columns)
@@ -277,30 +337,38 @@ def summarise(
 
     Rows of any `by` sum to the company's row exactly. By customer, a row says who the customer is (name,
     kind, segment: as of the row's last day; of the line, where `by` asks for them), the margin floor of the
-    contract in force then, and breach = margin < floor x revenue, or revenue <= 0 with cost > 0, of paying
-    customers with a floor; null where `by` cuts customers into parts (products, models, pools): the floor is
-    agreed for the whole. No lines, no rows. An unknown or repeated `by` raises BadInput. `until`: the end of the
-    period, already cut, if it lies within the last day: what begins later that day is not in force yet.
+    contract in force then with its basis, and breach = margin < floor x revenue, or revenue <= 0 with cost > 0
+    (on the loaded basis margin_loaded and cost_loaded), of paying customers with a floor; null where `by` cuts
+    customers into parts (products, models, pools): the floor is agreed for the whole. No lines, no rows. An
+    unknown or repeated `by` raises BadInput. `until`: the end of the period, already cut, if it lies within
+    the last day: what begins later that day is not in force yet.
     """
     for name in by:
         if name not in MARGIN_BY:
             raise BadInput(f"--by {name}: margin has no such column; choose of {', '.join(MARGIN_BY)}")
     if len(set(by)) != len(by):
         raise BadInput(f"--by {','.join(by)}: a column is named twice; name each once")
-    total = lines.with_columns(to_quanta(pl.col(name)).alias(name) for name in _KNOWN_AMOUNTS)
+    flown = (*_FLOWN, "fx_effect")
+    total = lines.with_columns(to_quanta(pl.col(name)).alias(name) for name in flown)
     groups = (
         total.with_columns(pl.lit(0).alias("_company"))
         .group_by("_company", *by)
         .agg(
-            pl.col(*_COUNTS, *_KNOWN_AMOUNTS).sum(),
-            pl.col("charge_unrated", "cost_unrated").any(),
+            pl.col(*_COUNTS, *flown).sum(),
+            pl.col(_FLAGS).any(),
+            pl.col("on_demand_price").is_null().any().alias("_unpriced"),
+            pl.col("fx_effect").is_null().any().alias("_no_contract_rate"),
             pl.col("currency").first(),
             pl.col("day").max().alias("_last_day"),
         )
+        .with_columns(pl.when(~pl.col("_no_contract_rate")).then(pl.col("fx_effect")).alias("fx_effect"))
     )
     margins = (
         _totals(groups)
-        .with_columns((pl.col("revenue") - pl.col("cost")).alias("margin"))
+        .with_columns(
+            (pl.col("revenue") - pl.col("cost")).alias("margin"),
+            (pl.col("revenue") - pl.col("cost_loaded")).alias("margin_loaded"),
+        )
         .with_columns(
             ratio(to_quanta(pl.col("margin")), to_quanta(pl.col("revenue"))).alias("margin_ratio"),
         )
@@ -314,7 +382,9 @@ def _described(
     margins: pl.DataFrame, by: Sequence[str], books: Books, until: datetime | None
 ) -> pl.DataFrame:
     """Add name, kind and segment of the customer, and the floor of its contract, as of the row's last day."""
-    floors = books.contracts.select("customer", *_SPAN, pl.col("margin_floor_ratio").alias("floor_ratio"))
+    floors = books.contracts.select(
+        "customer", *_SPAN, pl.col("margin_floor_ratio").alias("floor_ratio"), "floor_basis"
+    )
     said = _as_of_last_day(margins, books.customers, until)
     said = _as_of_last_day(said, floors, until)
     customer = pl.col("customer").is_not_null()
@@ -348,13 +418,18 @@ def _judged(margins: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """Add breach, compared in integers: margin x 10**12 < floor in 10**-12 x revenue, all in quanta."""
     if not set(by) <= _WHOLE_CUSTOMERS:
         return margins.with_columns(pl.lit(None, dtype=pl.Boolean).alias("breach"))
+    loaded = pl.col("floor_basis") == "loaded"
     quanta = margins.select(
         "customer",
         "floor_ratio",
         pl.col("kind") == "paying",
-        *(to_quanta(pl.col(name)).alias(name) for name in ("margin", "revenue", "cost")),
+        to_quanta(pl.col("revenue")).alias("revenue"),
+        *(
+            to_quanta(pl.when(loaded).then(pl.col(f"{name}_loaded")).otherwise(pl.col(name))).alias(name)
+            for name in ("margin", "cost")
+        ),
     )
-    refuse_beyond(quanta, "margin", _QUANTA_MAX, "no floor can be applied to it exactly")
+    refuse_beyond(quanta, "margin", QUANTA_MAX, "no floor can be applied to it exactly")
     refuse_beyond(quanta, "floor_ratio", 1, "a margin floor is a ratio of at most 1; correct the contract")
     margin, revenue, cost = pl.col("margin"), pl.col("revenue"), pl.col("cost")
     short = margin * pl.lit(10**12, dtype=SUM) < to_quanta(pl.col("floor_ratio")) * revenue

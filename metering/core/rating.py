@@ -121,12 +121,27 @@ def on_demand_costs(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl
         pl.col("counts_for").is_in(["charge_and_cost", "cost"])
         & pl.col("ran_on").is_in(["overflow", "on_demand"])
     )
+    return _at_cost_books(bought, books)
+
+
+def on_demand_prices(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What usage would have cost on demand: (rated, unrated), by what was served.
+
+    usage: as for `charges`, and on_demand_book: the cost book that its pool names, null for that of (provider,
+    model_served). Every row counts; otherwise as `on_demand_costs`.
+    """
+    return _at_cost_books(usage, books)
+
+
+def _at_cost_books(bought: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
     models = books.models.select(
         "provider", pl.col("model").alias("model_served"), pl.col("cost_book").alias("book")
     )
     lines = _lines(bought, item="model_served", tier="tier_served").join(
         models, on=["provider", "model_served"], how="left", validate="m:1"
     )
+    if "on_demand_book" in lines.columns:
+        lines = lines.with_columns(pl.coalesce("on_demand_book", "book").alias("book"))
     lines = lines.with_columns(
         pl.when(pl.col("book").is_null()).then(pl.lit("no_cost_book")).otherwise(None).alias("reason")
     )

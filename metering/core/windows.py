@@ -5,7 +5,8 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.allocation import allocate
+from metering.core.allocation import by_part
+from metering.core.recognition import recognised
 from metering.errors import BadInput
 from metering.frames import INSTANT, SUM, Books, Frame
 from metering.money import MONEY, RATIO, ratio
@@ -86,18 +87,10 @@ def capacity_windows(utilization: pl.DataFrame, pool_cost: pl.DataFrame, window:
 def pool_costs(utilization: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame:
     """Recognised, served and idle cost of every pool, dimension and quarter hour (results.POOL_COST).
 
-    utilization: results.UTILIZATION of the period. The same allocation as the
-    margin's, with each pool's burn as its only series: what is served does not depend on who was. A pool and
+    utilization: results.UTILIZATION of the period. The same split as the margin's. A pool and
     dimension has one currency in the period, so that its costs may be added: two raise BadInput.
     """
-    burned = utilization.select(
-        pl.col("minute").dt.truncate("15m").alias("quarter_start"),
-        pl.lit(0, dtype=pl.UInt32).alias("series_id"),
-        "pool",
-        "dimension",
-        "burn",
-    )
-    _, costs = allocate(burned, books, utilization, period)
+    costs = by_part(recognised(books, period), utilization)
     paid_in = costs.group_by("pool", "dimension").agg(pl.col("currency").unique().sort())
     mixed = paid_in.filter(pl.col("currency").list.len() > 1).sort("pool", "dimension")
     if mixed.height:

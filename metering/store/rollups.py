@@ -182,12 +182,20 @@ def advance_fold(connection: Connection, batches: list[Unfolded]) -> None:
         )
 
 
-def read_usage(connection: Connection, start: datetime, until: datetime, as_of: int | None) -> pl.DataFrame:
+def read_usage(
+    connection: Connection,
+    start: datetime,
+    until: datetime,
+    as_of: int | None,
+    pools: Sequence[str] | None = None,
+) -> pl.DataFrame:
     """Usage per quarter hour and series dimensions in [start, until): a USAGE frame.
 
-    `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`.
+    `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`. `pools`: only
+    requests meant for these; None for all.
     """
-    where = _span("quarter_start", start, until, as_of, driver(connection))
+    raw = driver(connection)
+    where = _span("quarter_start", start, until, as_of, raw) + _meant_for(pools, raw)
     return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER)
 
 
@@ -206,11 +214,15 @@ def read_pool_customer_usage(
     if says := unfilled(connection).get("pool_customer_minutes"):
         raise WrongWorld(f"pool_customer_minutes {says}")
     raw = driver(connection)
-    where = _span("minute", start, until, as_of, raw)
-    if pools is not None:
-        meant = sql.SQL(" AND series_id IN (SELECT series_id FROM series WHERE pool = ANY({}))")
-        where += meant.format(sql.Literal(list(pools))).as_string(raw)
+    where = _span("minute", start, until, as_of, raw) + _meant_for(pools, raw)
     return _read_series_sums(connection, "pool_customer_minutes", where, POOL_CUSTOMER_USAGE, MINUTE)
+
+
+def _meant_for(pools: Sequence[str] | None, raw: Driver) -> str:
+    if pools is None:
+        return ""
+    meant = sql.SQL(" AND series_id IN (SELECT series_id FROM series WHERE pool = ANY({}))")
+    return meant.format(sql.Literal(list(pools))).as_string(raw)
 
 
 def unfilled(connection: Connection) -> dict[str, str]:
@@ -272,11 +284,17 @@ def _group_sums(values: npt.NDArray[np.int64], edges: npt.NDArray[np.intp]) -> p
 
 
 def read_pool_usage(
-    connection: Connection, start: datetime, until: datetime, as_of: int | None
+    connection: Connection,
+    start: datetime,
+    until: datetime,
+    as_of: int | None,
+    pools: Sequence[str] | None = None,
 ) -> pl.DataFrame:
-    """Usage per minute of requests meant for a pool, in [start, until): POOL_USAGE; `as_of` as above."""
+    """Usage per minute of requests meant for a pool, in [start, until): POOL_USAGE; `as_of`, `pools` as above."""
     raw = driver(connection)
     where = _span("minute", start, until, as_of, raw)
+    if pools is not None:
+        where += sql.SQL(" AND pool = ANY({})").format(sql.Literal(list(pools))).as_string(raw)
     columns = ", ".join((*_POOL_KEY[1:], *SUMS))
     query = (
         f"SELECT (extract(epoch FROM minute) * 1000000)::bigint, {columns} FROM pool_minutes WHERE {where}"

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.core.allocation import allocate, recognised
+from metering.core.allocation import by_part, served_costs
 from metering.core.capacity import capacity
+from metering.core.recognition import recognised
 from metering.core.windows import pool_costs
 from metering.errors import BadInput, WrongWorld
 from metering.frames import INSTANT, POOL_USAGE, SUM, Frame
@@ -140,9 +141,10 @@ def test_served_cost_is_split_by_burn_and_never_exceeds_the_capacity():
     """$10 a quarter hour for 15 x 100: a minute of 450 serves 100 of them; 100/1500 of $10 is split 2 : 1."""
     steps = a.bought("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
     rows = burned("series_id | burn\n 0 | 300\n 1 | 150")
-    served, cost = allocate(rows, a.books(**steps), used(450, steps), QUARTER)
-    check(cost, "recognised_cost | served_cost | idle_cost\n 10 | 0.666666666666 | 9.333333333334")
-    check(served, "series_id | cost\n 0 | 444_444_444_444\n 1 | 222_222_222_222")
+    cost = by_part(recognised(a.books(**steps), QUARTER), used(450, steps))
+    check(cost, "recognised_cost | served_cost | idle_cost\n 10 | 0.666666666667 | 9.333333333333")
+    served = served_costs(rows, cost, used(450, steps))
+    check(served, "series_id | cost\n 0 | 444_444_444_445\n 1 | 222_222_222_222")
 
 
 def test_a_tie_goes_to_the_first_series():
@@ -158,10 +160,11 @@ def test_a_tie_goes_to_the_first_series():
 
 def test_rollups_that_disagree_are_a_wrong_world():
     steps = a.bought("unit_burn_per_minute | fee_per_month\n 100 | 29_760")
+    cost = by_part(recognised(a.books(**steps), QUARTER), used(450, steps))
     with pytest.raises(WrongWorld, match=r"disagree.*metering verify"):
-        allocate(burned("series_id | burn\n 0 | 449"), a.books(**steps), used(450, steps), QUARTER)
+        served_costs(burned("series_id | burn\n 0 | 449"), cost, used(450, steps))
     with pytest.raises(BadInput, match="burn is negative"):
-        allocate(burned("series_id | burn\n 0 | -1\n 1 | 451"), a.books(**steps), used(450, steps), QUARTER)
+        served_costs(burned("series_id | burn\n 0 | -1\n 1 | 451"), cost, used(450, steps))
 
 
 @given(st.integers(0, 2**120 - 1), st.integers(0, 2**86), st.integers(1, 2**86))

@@ -394,8 +394,8 @@ def test_another_currency_is_unrated_not_one_to_one():
         side   | reason           | customer | pool  | amount           | currency
         charge | no_exchange_rate | acme     | block | 60               | EUR
         fee    | no_exchange_rate | acme     | -     | 10               | EUR
-        cost   | no_exchange_rate | acme     | block | 0.416666666666   | CHF
-        cost   | no_exchange_rate | -        | block | 999.583333333334 | CHF
+        cost   | no_exchange_rate | acme     | block | 0.416666666667   | CHF
+        cost   | no_exchange_rate | -        | block | 999.583333333333 | CHF
         """,
     )
     check(

@@ -329,7 +329,11 @@ def margin(
                 below = above
                 minutes = [used[pool, step["dimension"], at + timedelta(minutes=m)] for m in range(15)]
                 contracted = sum(m["contracted"] for m in minutes)
-                served = cost * sum(m["served"] for m in minutes) // contracted if contracted else 0
+                burned = sum(m["served"] for m in minutes)
+                served = cost * burned // contracted if contracted else 0
+                if contracted:  # the odd unit goes to the larger remainder, to what was served in a tie
+                    rest = cost * burned % contracted
+                    served += 1 if rest and rest >= cost * (contracted - burned) % contracted else 0
                 money(at, "idle", {"pool": pool}, "cost", "cost_pool", cost - served, fee["currency"])
                 shares = burns[pool, step["dimension"], at]
                 total = sum(amount for _, amount, _ in shares)
