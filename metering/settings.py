@@ -134,6 +134,7 @@ class Settings(BaseSettings):
         28, ge=1, le=366, description="days before the cut that a projection of spend goes on from"
     )
     adjustments_max: int = Field(10_000, ge=1, description="most adjustments in one file")
+    bill_lines_max: int = Field(100_000, ge=1, description="most lines in one file of suppliers' bills")
     evaluate_interval_seconds: float = Field(
         60.0, gt=0, description="how often the alert rules are evaluated"
     )

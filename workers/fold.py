@@ -18,7 +18,7 @@ from metering.core.folding import SERIES_POOLS, fold
 from metering.settings import Settings
 from metering.settings import settings as process_settings
 from metering.store import postgres, rollups, schema
-from metering.store.watermarks import Knowledge, append_watermark, seconds_to_pin
+from metering.store.watermarks import Knowledge, Watermark, append_watermark, seconds_to_pin
 from workers import loop
 
 #: Events after which a transaction of the fold takes no further batch: it bounds memory.
@@ -83,11 +83,16 @@ def pin(connection: Connection, settings: Settings, reason: str) -> Knowledge:
     If the process dies in the middle nothing was written.
     """
     schema.check_version(connection)
-    series = SeriesPools(settings.series_cache_entries_max)
     with postgres.knowledge(connection):
-        while fold_some(connection, settings, series):
-            pass
-        return append_watermark(connection, settings, reason).knowledge
+        return pin_within(connection, settings, reason).knowledge
+
+
+def pin_within(connection: Connection, settings: Settings, reason: str) -> Watermark:
+    """What `pin` does, in the transaction of a caller that holds the lock KNOWLEDGE; it commits."""
+    series = SeriesPools(settings.series_cache_entries_max)
+    while fold_some(connection, settings, series):
+        pass
+    return append_watermark(connection, settings, reason)
 
 
 class FoldWorker:

@@ -140,14 +140,23 @@ class _Reading:
 
 def read_document(path: Path, file: str) -> Document:
     """Read one YAML file. Whatever is wrong with it is a fault of the result; only the disk can raise."""
-
-    def unreadable(line: int, problem: str) -> Document:
-        return Document(file, faults=(Fault(file, line, "", "", problem),))
-
     try:
         content = path.read_bytes()
     except OSError as error:
-        return unreadable(0, f"cannot be read ({error.strerror}); check the file and its permissions")
+        return _unreadable(file, 0, f"cannot be read ({error.strerror}); check the file and its permissions")
+    return read_text(file, content)
+
+
+def _unreadable(file: str, line: int, problem: str) -> Document:
+    return Document(file, faults=(Fault(file, line, "", "", problem),))
+
+
+def read_text(file: str, content: bytes) -> Document:
+    """Read the YAML of a file. Whatever is wrong with it is a fault of the result."""
+
+    def unreadable(line: int, problem: str) -> Document:
+        return _unreadable(file, line, problem)
+
     if len(content) > FILE_BYTES_MAX:
         return unreadable(0, f"is larger than {FILE_BYTES_MAX} bytes; split it into several files")
     try:

@@ -42,6 +42,7 @@ def _mount() -> None:
     from metering.cli import (
         adjustments,
         archive,
+        bills,
         catalog,
         closing,
         demo,
@@ -49,6 +50,7 @@ def _mount() -> None:
         findings,
         knowledge,
         ledger,
+        periods,
         probe,
         rebuild,
         refused,
@@ -63,6 +65,8 @@ def _mount() -> None:
     app.add_typer(work.app, name="work")
     app.add_typer(archive.app, name="archive")
     app.add_typer(adjustments.app, name="adjustments")
+    app.add_typer(bills.app, name="bills")
+    app.add_typer(periods.app, name="period")
     app.add_typer(findings.app, name="findings")
     app.add_typer(probe.app, name="probe")
     reports.mount(app)

@@ -189,13 +189,10 @@ def append(
     with connection.transaction():
         connection.execute("SET LOCAL lock_timeout = '60s'")
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (KNOWLEDGE,))
-        closed = connection.execute(
-            "SELECT max(month) FROM period_closes WHERE month = ANY(%s)",
-            ([entry.posted_month for entry in entries],),
-        ).fetchone()
-        if closed is not None and closed[0] is not None:
+        ((last_closed,),) = connection.execute("SELECT max(month) FROM period_closes").fetchall()
+        if last_closed is not None and any(entry.posted_month <= last_closed for entry in entries):
             raise BadInput(
-                f"{closed[0]:%Y-%m} was closed meanwhile; nothing was entered. Run the command again"
+                f"{last_closed:%Y-%m} was closed meanwhile; nothing was entered. Run the command again"
             )
         previous, numbers = claim.chain_head, []
         batches = []
