@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from decimal import Decimal
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -11,7 +10,7 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering.bills import focus
-from metering.bills.document import Bill
+from metering.bills.document import Bill, shortest
 from metering.bills.reading import Known, read_bills
 from metering.bills.revisions import Change, changes
 from metering.catalog.documents import Fault
@@ -44,11 +43,11 @@ class Planned:
 
     def caption(self) -> str:
         """One line about the document."""
-        total = f"{self.bill.total:,f} {self.bill.currency}"
+        total = f"{shortest(self.bill.total):,f} {self.bill.currency}"
         if self.before is None:
             lines = f"{len(self.bill.lines):,} lines"
             return f"{self.bill.name}: new, {lines}, {total}, posted to {self.posted_month:%Y-%m}"
-        was = f"{self.before.bill.total:,f} {self.before.bill.currency}"
+        was = f"{shortest(self.before.bill.total):,f} {self.before.bill.currency}"
         return (
             f"{self.bill.name}: revision {self.revision}, {len(self.changes):,} lines differ, {was} becomes {total}; "
             f"the difference is posted to {self.posted_month:%Y-%m}"
@@ -247,8 +246,8 @@ def change_rows(bill: Bill, differences: Sequence[Change]) -> list[dict[str, Any
                     "object": line.object,
                     "service_from": line.service_from,
                     "service_until": line.service_until,
-                    "before": None if was is None else _plain(was.amount),
-                    "amount": None if now is None else _plain(now.amount),
+                    "before": None if was is None else shortest(was.amount),
+                    "amount": None if now is None else shortest(now.amount),
                     "currency": bill.currency,
                     "split_of": line.split_of,
                     "description": line.description,
@@ -264,9 +263,3 @@ def line_rows(entered: bills.Entered) -> list[dict[str, Any]]:
         {name: value for name, value in row.items() if name != "before"}
         for row in change_rows(entered.bill, changes(blank, entered.bill))
     ]
-
-
-def _plain(amount: Decimal) -> Decimal:
-    """At least two places, no zeros beyond them."""
-    normal = amount.normalize()
-    return normal if int(normal.as_tuple().exponent) < -2 else amount.quantize(Decimal("0.01"))

@@ -25,6 +25,12 @@ def minor_digits(currency: str) -> int:
     return _MINOR_DIGITS.get(currency, 2)
 
 
+def shortest(amount: Decimal) -> Decimal:
+    """The same amount with at least two decimals, and no zeros beyond them."""
+    finest = int(amount.normalize().as_tuple().exponent)
+    return amount.quantize(Decimal(1).scaleb(min(finest, -2)))
+
+
 @dataclass(frozen=True)
 class BillLine:
     """An amount that a supplier invoiced, credited or trued up, for service in [service_from, service_until)."""

@@ -149,9 +149,11 @@ def show_bill(
 
 
 def _about(one: Entered) -> str:
+    from metering.bills.document import shortest
+
     why = f", because: {one.reason}" if one.reason else ""
     return (
-        f"{one.bill.name}, revision {one.revision}: {one.bill.total.normalize():,f} {one.bill.currency}, posted to "
+        f"{one.bill.name}, revision {one.revision}: {shortest(one.bill.total):,f} {one.bill.currency}, posted to "
         f"{one.posted_month:%Y-%m}, entered {one.added_at:%Y-%m-%d %H:%M:%S} UTC by {one.added_by} from {one.file}{why}"
     )
 
