@@ -42,19 +42,6 @@ FEES_EARNED: Final = Frame(
     key=("customer", "contract", "fee", "slice_start", "currency"),
 )
 
-#: Burn per minute: numerators over the pool's and dimension's one denominator. ran_on is pool or overflow.
-BURNED: Final = Frame(
-    "BURNED",
-    {
-        "minute": INSTANT,
-        "pool": pl.String,
-        "dimension": pl.String,
-        "ran_on": pl.String,
-        "burn": SUM,  # numerator, in burn units / denominator
-        "denominator": pl.Int64,
-    },
-    key=("minute", "pool", "dimension", "ran_on"),
-)
 #: Usage meant for a pool that no weight applies to. reason: unknown_pool (no capacity in force then) or
 #: no_weight (the burndown table in force does not name the model, or not this token meter).
 UNBURNED: Final = Frame(

@@ -10,13 +10,13 @@ import numpy as np
 import polars as pl
 
 from metering.core.effective import edges, in_force
-from metering.core.series import identify
+from metering.core.series import Identified, identify
 from metering.errors import BadInput
 from metering.frames import INSTANT, POOL_USAGE, SUM, Books
 from metering.meters import METERS, TOKEN_METERS
 from metering.money import EXACT_MAX, RATIO, ratio
 from metering.periods import MINUTE, Period
-from metering.results import BURNED, CAPACITY_SUMMARY, UNBURNED, UTILIZATION
+from metering.results import CAPACITY_SUMMARY, UNBURNED, UTILIZATION
 
 _SERIES: Final = ("pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint")
 _WEIGHED_BY: Final = ("pool", "model_served", "context_breakpoint")
@@ -49,8 +49,28 @@ def weigh(
     unweighed: `at`, series_id, meter, quantity that no dimension weighs: all of a model that the table in
     force does not name; else token meters without a weight, where the table weighs tokens at all (a weight
     of 0 has to be said). accelerator_ms without a weight burns nothing: the pool is measured in tokens.
-    Total burn beyond EXACT_MAX raises BadInput: it could wrap.
+    Total burn of a dimension beyond EXACT_MAX raises BadInput: it could wrap.
     """
+    by_dimension, unweighed = _weigh(rows, series, burndown, multipliers, at=at)
+    nothing = pl.DataFrame(
+        schema={
+            at: rows.schema[at],
+            "series_id": rows.schema["series_id"],
+            "dimension": pl.String,
+            "burn": SUM,
+        }
+    )
+    named = [
+        weighed.select(at, "series_id", pl.lit(dimension).alias("dimension"), "burn")
+        for dimension, weighed in by_dimension.items()
+    ]
+    return pl.concat([nothing, *named]), unweighed
+
+
+def _weigh(
+    rows: pl.DataFrame, series: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame, *, at: str
+) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
+    """As `weigh`, weighed by dimension: `at`, series_id, burn."""
     starts = pl.Series(edges([burndown, multipliers]), dtype=INSTANT)
     # nothing changes between two edges of the books: what is in force is looked up once per series and epoch
     width = starts.len() + 1
@@ -70,10 +90,12 @@ def weigh(
     met_by_row = known.search_sorted(numbers)
     weights, missing = _weights(met.select(*_WEIGHED_BY, "epoch").unique(), burndown)
     weights = _multiplied(met.join(weights, on=[*_WEIGHED_BY, "epoch"]), multipliers).sort("_met")
-    weighed = [
-        _weighed_in(dimension, rows, met_by_row, weights.filter(pl.col("dimension") == dimension), at=at)
+    by_dimension = {
+        dimension: _weighed_in(
+            dimension, rows, met_by_row, weights.filter(pl.col("dimension") == dimension), at=at
+        )
         for dimension in weights["dimension"].unique().sort()
-    ]
+    }
     gaps = met.join(missing, on=[*_WEIGHED_BY, "epoch"]).select("_met", "meter")
     unweighed = [
         rows.filter(met_by_row.is_in(gaps.filter(pl.col("meter") == meter)["_met"].implode()))
@@ -81,10 +103,15 @@ def weigh(
         .select(at, "series_id", pl.lit(meter).alias("meter"), pl.col(meter).cast(SUM).alias("quantity"))
         for meter in gaps["meter"].unique().sort()
     ]
-    key = {name: rows.schema[name] for name in (at, "series_id")}
-    nothing = pl.DataFrame(schema={**key, "dimension": pl.String, "burn": SUM})
-    no_gap = pl.DataFrame(schema={**key, "meter": pl.String, "quantity": SUM})
-    return pl.concat([nothing, *weighed]), pl.concat([no_gap, *unweighed])
+    no_gap = pl.DataFrame(
+        schema={
+            at: rows.schema[at],
+            "series_id": rows.schema["series_id"],
+            "meter": pl.String,
+            "quantity": SUM,
+        }
+    )
+    return by_dimension, pl.concat([no_gap, *unweighed])
 
 
 def _weighed_in(
@@ -103,7 +130,7 @@ def _weighed_in(
     weight = {meter: _largest(weights[_weight(meter)]) for meter in METERS}
     bound = _largest(multiplier) * sum(quantity[meter] * weight[meter] for meter in METERS)
     weighing = [meter for meter in METERS if quantity[meter] and weight[meter]]
-    told = rows.select(at, "series_id", pl.lit(dimension).alias("dimension"))
+    told = rows.select(at, "series_id")
     if bound < 2**63 and bound * rows.height <= EXACT_MAX:
         narrow = np.zeros(rows.height, np.int64)
         for meter in weighing:
@@ -230,43 +257,32 @@ def denominators(burndown: pl.DataFrame, multipliers: pl.DataFrame) -> pl.DataFr
     return found
 
 
-def burn(
-    pool_usage: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Burn per minute, pool, dimension and ran_on (on_demand burns nothing): (burned, unburned).
-
-    pool_usage: frames.POOL_USAGE, rows of one key may be split. burn(r, d) = m x sum over meters of weight x
-    quantity, as numerators over the dimension's denominator; what has no weight is in `unburned`.
-    """
-    series, weighed, unburned = burn_by_series(pool_usage.select(*POOL_USAGE.columns), burndown, multipliers)
-    burned = (
-        weighed.join(series.select("series_id", "pool", "ran_on"), on="series_id", validate="m:1")
-        .group_by("minute", "pool", "dimension", "ran_on")
-        .agg(pl.col("burn").sum())
-        .join(denominators(burndown, multipliers), on=["pool", "dimension"], validate="m:1")
-    )
-    return BURNED.conform(burned), unburned
-
-
 def burn_by_series(
     usage: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame, more: Sequence[str] = ()
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """As `burn`, told apart by series: (series, weighed, unburned). `more`: columns of usage, as customer.
+    """Burn of usage that ran in its pool or overflowed, by series: (series, weighed, unburned).
 
-    series: series_id, the dimensions of frames.POOL_USAGE and `more`. weighed: minute, series_id, dimension,
-    burn; some rows may be of one key.
+    usage: frames.POOL_USAGE with `more` columns, as customer; rows of one key may be split. series: series_id
+    and the dimensions of both. weighed: minute, series_id, dimension, burn; some rows may be of one key.
+    unburned: results.UNBURNED, what has no weight.
     """
     identified = identify(usage.filter(pl.col("ran_on").is_in(["pool", "overflow"])), [*_SERIES, *more])
     series = identified.series
     weighed, unweighed = weigh(identified.rows, series, burndown, multipliers, at="minute")
-    unburned = (
-        unweighed.join(series, on="series_id", validate="m:1")
+    return series, weighed, UNBURNED.conform(_unburned(unweighed, series, "no_weight"))
+
+
+def _unburned(quantities: pl.DataFrame, series: pl.DataFrame, reason: str) -> pl.DataFrame:
+    return (
+        quantities.join(series, on="series_id", validate="m:1")
         .group_by("minute", *_SERIES, "meter")
         .agg(pl.col("quantity").sum())
         .filter(pl.col("quantity") != 0)
-        .with_columns(pl.lit("no_weight").alias("reason"))
+        .select(*_UNBURNED, pl.lit(reason).alias("reason"))
     )
-    return series, weighed, UNBURNED.conform(unburned)
+
+
+_UNBURNED: Final = tuple(name for name in UNBURNED.columns if name != "reason")
 
 
 def carve_out_pools(set_aside: pl.DataFrame) -> pl.DataFrame:
@@ -310,11 +326,11 @@ _SPANS: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
 
 
 def contracted(books: Books, period: Period) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Every minute in which capacity is contracted, of pools and of carve-outs: (pools, carve_outs).
+    """When capacity is contracted, of pools and of carve-outs: (pools, carve_outs), spans that do not overlap.
 
-    Each: pool, dimension, minute, denominator, contracted, undelivered, carved_out, Int128 numerators:
-    units x unit_burn_per_minute x denominator of the step in force. A carve-out has its units as contracted.
-    More set aside than is contracted raises BadInput.
+    Each: pool, dimension, start, until, denominator, and per minute contracted, undelivered, carved_out, Int128
+    numerators: units x unit_burn_per_minute x denominator of the step in force. A carve-out has its units as
+    contracted. More set aside than is contracted raises BadInput.
     """
     steps = books.capacity_steps.join(
         denominators(books.burndown, books.multipliers), on=["pool", "dimension"], how="left", validate="m:1"
@@ -357,18 +373,8 @@ def contracted(books: Books, period: Period) -> tuple[pl.DataFrame, pl.DataFrame
             missing = sum(units.values()) - reserved
             pools.append((pool, *span, step["units"] * unit, missing * unit, reserved * unit))
             carve_outs += [(name, *span, count * unit, 0, 0) for name, count in carved.items()]
-    return _by_minute(pools), _by_minute(carve_outs)
-
-
-def _by_minute(spans: list[tuple[object, ...]]) -> pl.DataFrame:
-    frame = pl.DataFrame(spans, schema=_SPANS, orient="row")
-    minutes = pl.datetime_ranges("start", "until", MINUTE, closed="left", time_unit="us")
-    return (
-        frame.with_columns(minutes.alias("minute"))
-        .drop("start", "until")
-        .explode("minute")
-        .with_columns(pl.col("minute").cast(INSTANT))
-    )
+    spans = [pl.DataFrame(rows, schema=_SPANS, orient="row") for rows in (pools, carve_outs)]
+    return spans[0].sort("pool", "dimension", "start"), spans[1].sort("pool", "dimension", "start")
 
 
 def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity:
@@ -383,55 +389,142 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
     in that minute is in `unburned` as unknown_pool.
     A negative burn in a minute raises BadInput: compensating entries cannot outweigh what they compensate.
     """
-    usage = pool_usage.filter(
+    usage = _where(
+        pool_usage.select(*POOL_USAGE.columns),
         (pl.col("minute") >= period.start)
         & (pl.col("minute") < period.until)
-        & pl.col("ran_on").is_in(["pool", "overflow"])
+        & pl.col("ran_on").is_in(["pool", "overflow"]),
     )
+    known = identify(usage, _SERIES)
+    del usage
     pools, carve_outs = contracted(books, period)
-    names = carve_out_pools(books.set_aside)["carve_out"]
-    of_carve_outs = pl.col("pool").is_in(names.implode())
-    of_pools = usage.filter(~of_carve_outs)
-    in_capacity = pools.select("pool", "minute").unique()
-    known = of_pools.join(in_capacity, on=["pool", "minute"], how="semi")
-    unknown = of_pools.join(in_capacity, on=["pool", "minute"], how="anti")
-    burndown, multipliers = weights_in(books)
-    burned, unburned = burn(pl.concat([known, usage.filter(of_carve_outs)]), burndown, multipliers)
-    lost = (
-        unknown.unpivot(METERS, index=["minute", *_SERIES], variable_name="meter", value_name="quantity")
-        .group_by("minute", *_SERIES, "meter")
-        .agg(pl.col("quantity").sum())
-        .filter(pl.col("quantity") != 0)
-        .with_columns(pl.lit("unknown_pool").alias("reason"))
+    apart = carve_out_pools(books.set_aside)["carve_out"]
+    inside = _has_capacity(known, pools, apart, period)
+    unknown = known.rows.filter(~inside).unpivot(
+        METERS, index=["minute", "series_id"], variable_name="meter", value_name="quantity"
     )
-    by = ["pool", "dimension", "minute"]
-    sides = burned.group_by(by).agg(
-        pl.col("burn").filter(pl.col("ran_on") == "pool").sum().alias("burn"),
-        pl.col("burn").filter(pl.col("ran_on") == "overflow").sum().alias("spill"),
-        pl.col("denominator").first(),
+    weights = weights_in(books)
+    burned, unweighed = _weigh(_where(known.rows, inside), known.series, *weights, at="minute")
+    unburned = [
+        _unburned(unknown, known.series, "unknown_pool"),
+        _unburned(unweighed, known.series, "no_weight"),
+    ]
+    # minutes of pools and dimensions are told apart by one number: to join on texts takes ten times as long
+    denominator = denominators(*weights)
+    cells = pl.concat([each.select("pool", "dimension") for each in (pools, carve_outs, denominator)])
+    cells = cells.unique().sort("pool", "dimension").with_row_index("_cell")
+    sides = _sides(known.series, burned, cells, period)
+    of_carve_outs = _by_minute(carve_outs, cells, period)
+    # traffic on a carve-out outside of its spans had nothing: all of it is overrun
+    had_nothing = (
+        sides.join(of_carve_outs, on="_at", how="anti")
+        .select("_at", *_place(cells, period))
+        .filter(pl.col("pool").is_in(apart.implode()))
+        .join(denominator, on=["pool", "dimension"], validate="m:1")
     )
+    return Capacity(
+        _identity(_by_minute(pools, cells, period), sides),
+        UNBURNED.conform(pl.concat(unburned)),
+        _identity(pl.concat([of_carve_outs, had_nothing], how="diagonal"), sides),
+    )
+
+
+def _where(frame: pl.DataFrame, condition: pl.Expr | pl.Series) -> pl.DataFrame:
+    """The rows that meet the condition; the frame itself where all do: a copy of it takes its memory again."""
+    holds = frame.select(condition).to_series() if isinstance(condition, pl.Expr) else condition
+    return frame if holds.all() else frame.filter(holds)
+
+
+def _minute_of(instants: pl.Series, period: Period) -> pl.Series:
+    """Whole minutes since the period began."""
+    return (instants - period.start).dt.total_minutes()
+
+
+def _has_capacity(known: Identified, pools: pl.DataFrame, apart: pl.Series, period: Period) -> pl.Series:
+    """Whether a row's pool has capacity in force in its minute, in any dimension, or is a carve-out (`apart`)."""
+    names = known.series["pool"].unique().sort()
+    covered = np.zeros((len(names), period.minutes), np.bool_)
+    covered[names.is_in(apart.implode()).to_numpy()] = True
+    spans = pools.filter(pl.col("pool").is_in(names.implode())).select(
+        pl.col("pool").replace_strict(names, np.arange(len(names)), return_dtype=pl.Int64),
+        *((pl.col(edge) - period.start).dt.total_minutes() for edge in ("start", "until")),
+    )
+    for name, start, until in spans.iter_rows():
+        covered[name, start:until] = True
+    of_series = names.search_sorted(known.series["pool"]).to_numpy()
+    minutes = _minute_of(known.rows["minute"], period).to_numpy()
+    return pl.Series(covered[of_series[known.rows["series_id"].to_numpy()], minutes], dtype=pl.Boolean)
+
+
+def _sides(
+    series: pl.DataFrame, burned: Mapping[str, pl.DataFrame], cells: pl.DataFrame, period: Period
+) -> pl.DataFrame:
+    """Burn and spill of every minute of a cell that has either: _at, burn, spill."""
+    schema = {"_at": pl.Int64, "burn": SUM}
+    parts: dict[str, list[pl.DataFrame]] = {"pool": [], "overflow": []}
+    for dimension, rows in burned.items():
+        of_dimension = cells.filter(pl.col("dimension") == dimension).select("pool", "_cell")
+        numbered = series.join(of_dimension, on="pool", how="left", validate="m:1", maintain_order="left")
+        cell = numbered["_cell"].cast(pl.Int64).gather(rows["series_id"])
+        at = cell * period.minutes + _minute_of(rows["minute"], period)
+        placed = pl.DataFrame([at.alias("_at"), rows["burn"]])
+        for ran_on, of_side in parts.items():
+            of_side.append(_where(placed, (series["ran_on"] == ran_on).gather(rows["series_id"])))
+    burn, spill = (
+        pl.concat([pl.DataFrame(schema=schema), *of_side]).group_by("_at").agg(pl.col("burn").sum())
+        for of_side in parts.values()
+    )
+    sides = burn.join(
+        spill.rename({"burn": "spill"}), on="_at", how="full", coalesce=True, validate="1:1"
+    ).with_columns(pl.col("burn", "spill").fill_null(0))
     negative = sides.filter((pl.col("burn") < 0) | (pl.col("spill") < 0))
     if negative.height:
-        row = negative.sort(by).select(*by, "burn", "spill").row(0, named=True)
+        row = (
+            negative.select(*_place(cells, period), "burn", "spill")
+            .sort("pool", "dimension", "minute")
+            .row(0, named=True)
+        )
         raise BadInput(
             f"burn is negative in {row}: a compensating entry outweighs its target; run `metering verify`"
         )
-    # traffic on a carve-out outside of its spans had nothing: all of it is overrun
-    carve_outs = pl.concat(
-        [
-            carve_outs,
-            sides.filter(of_carve_outs).join(carve_outs, on=by, how="anti").select(*by, "denominator"),
-        ],
-        how="diagonal",
+    return sides
+
+
+def _place(cells: pl.DataFrame, period: Period) -> list[pl.Expr]:
+    """Pool, dimension and minute of a number of `_sides`."""
+    cell = pl.col("_at") // period.minutes
+    return [
+        *(pl.lit(cells[name]).gather(cell).alias(name) for name in ("pool", "dimension")),
+        (pl.lit(period.start, dtype=INSTANT) + pl.duration(minutes=pl.col("_at") % period.minutes)).alias(
+            "minute"
+        ),
+    ]
+
+
+def _by_minute(spans: pl.DataFrame, cells: pl.DataFrame, period: Period) -> pl.DataFrame:
+    """Every minute of the spans, which are sorted, with the number that `_sides` gives it."""
+    first, length = (
+        spans.select((pl.col(edge) - since).dt.total_minutes()).to_series().to_numpy()
+        for edge, since in (("start", period.start), ("until", pl.col("start")))
     )
-    columns = list(UNBURNED.columns)
-    unburned = pl.concat([unburned.select(columns), lost.select(columns)])
-    return Capacity(_identity(pools, sides), UNBURNED.conform(unburned), _identity(carve_outs, sides))
+    span = np.repeat(np.arange(spans.height), length)
+    minute = np.arange(len(span)) + np.repeat(first - np.cumsum(length) + length, length)
+    cell = spans.join(cells, on=["pool", "dimension"], how="left", maintain_order="left")["_cell"]
+    start = int(period.start.timestamp()) * 1_000_000
+    return (
+        spans.drop("start", "until")
+        .select(pl.all().gather(span))
+        .with_columns(
+            pl.Series("minute", start + minute * 60_000_000).cast(INSTANT),
+            pl.Series("_at", cell.cast(pl.Int64).to_numpy()[span] * period.minutes + minute),
+        )
+    )
 
 
 def _identity(grid: pl.DataFrame, sides: pl.DataFrame) -> pl.DataFrame:
     minutes = (
-        grid.join(sides.drop("denominator"), on=["pool", "dimension", "minute"], how="left", validate="1:1")
+        grid.join(sides, on="_at", how="left", validate="1:1", maintain_order="left")
+        .drop("_at")
         .with_columns(pl.col("contracted", "undelivered", "carved_out", "burn", "spill").fill_null(0))
         .with_columns(
             (pl.col("contracted") - pl.col("undelivered") - pl.col("carved_out")).alias("available")

@@ -22,33 +22,34 @@ class Identified:
 def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
     """Replace the dimensions of `frame` by a series_id. Linear in the rows, text hashed once per column."""
     dims = list(dimensions)
-    codes = frame.select(
-        (
-            pl.col(name).cast(pl.Categorical(pl.Categories.random())).to_physical()
-            if frame.schema[name] == pl.String
-            else pl.col(name).cast(pl.Int64) - pl.col(name).cast(pl.Int64).min()
-        )
-        .cast(pl.Int64)
-        .fill_null(-1)
-        .add(1)
-        .alias(name)
-        for name in dims
-    )
-    radix = [int(codes[name].max() or 0) + 1 for name in dims]  # type: ignore[arg-type]  # Int64 codes
+    codes = [_codes(frame[name]) for name in dims]
+    radix = [int(each.max() or 0) + 1 for each in codes]  # type: ignore[arg-type]  # integers
     others = frame.drop(dims)
     if prod(radix) >= 2**63:
         series = _ordered(frame.select(dims).unique(), dims)
         found = frame.join(series, on=dims, how="left", nulls_equal=True, validate="m:1")
         return Identified(series, found.drop(dims))
-    code = pl.lit(0, dtype=pl.Int64)
-    for name, width in zip(dims, radix, strict=True):
-        code = code * width + pl.col(name)
-    coded = codes.select(code.alias("_code"))
-    first = coded.with_row_index("_row").group_by("_code").agg(pl.col("_row").first())
+    code = pl.zeros(frame.height, dtype=pl.Int64, eager=True).alias("_code")
+    for each, width in zip(codes, radix, strict=True):
+        # many dimensions have but one value: those take no time
+        if width > 1:
+            code = code * width + each.cast(pl.Int64)
+    first = code.to_frame().with_row_index("_row").group_by("_code").agg(pl.col("_row").first())
     series = _ordered(frame.select(dims)[first["_row"]].with_columns(first["_code"]), dims)
-    ids = series.select("_code", "series_id")
-    rows = others.with_columns(coded["_code"]).join(ids, on="_code", how="left", validate="m:1").drop("_code")
-    return Identified(series.drop("_code"), rows)
+    # a join would copy every column
+    by_code = series.sort("_code")
+    ids = by_code["series_id"].gather(by_code["_code"].search_sorted(code))
+    return Identified(series.drop("_code"), others.with_columns(ids))
+
+
+def _codes(values: pl.Series) -> pl.Series:
+    """Small integers from 0 on, alike where the values are; null is a value."""
+    if values.dtype == pl.String:
+        found = values.cast(pl.Categorical(pl.Categories.random())).to_physical()
+    else:
+        found = values.cast(pl.Int64) - values.cast(pl.Int64).min()
+    codes = (found + 1).fill_null(0)
+    return codes - codes.min()
 
 
 def _ordered(series: pl.DataFrame, dims: list[str]) -> pl.DataFrame:

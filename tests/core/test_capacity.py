@@ -4,7 +4,7 @@
 import polars as pl
 import pytest
 
-from metering.core.capacity import burn, capacity, summarise_capacity
+from metering.core.capacity import burn_by_series, capacity, summarise_capacity
 from metering.errors import BadInput, FrameBroken
 from metering.frames import MULTIPLIERS, POOL_USAGE, SET_ASIDE, SUM
 from metering.periods import parse_period
@@ -301,9 +301,19 @@ def test_unknown_pools_and_weights_are_shown():
 
 def test_a_block_measured_in_time_does_not_ask_for_token_weights():
     usage = minutes(f"minute | {INPUT} | accelerator_ms\n 2026-03-01 00:00 | 10 | 7")
-    burned, unburned = burn(usage, a.burndown("meter | weight\n accelerator_ms | 1"), MULTIPLIERS.empty())
-    check(burned, "dimension | ran_on | burn | denominator\n all | pool | 7 | 1")
+    weights = a.burndown("meter | weight\n accelerator_ms | 1")
+    _, burned, unburned = burn_by_series(usage, weights, MULTIPLIERS.empty())
+    check(burned, "minute | dimension | burn\n 2026-03-01 00:00 | all | 7")
     assert unburned.is_empty()
+
+
+def test_burn_beyond_64_bits_is_exact():
+    """The same sum in 64 bits and in 128: 3 x 7 + 2, and the same with quantities 2**70 times as large."""
+    weights = a.burndown(f"meter | weight\n {INPUT} | 7\n output_tokens | 2")
+    for scale in (1, 2**70):
+        usage = minutes(f"minute | {INPUT} | output_tokens\n 2026-03-01 00:00 | {3 * scale} | {scale}")
+        _, burned, _ = burn_by_series(usage, weights, MULTIPLIERS.empty())
+        assert burned["burn"].to_list() == [23 * scale]
 
 
 def test_minutes_at_the_limit_runs_and_windows():
