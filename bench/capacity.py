@@ -4,9 +4,7 @@ A process of its own, so that the memory is its own: `python -m bench.capacity F
 """
 
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,10 +14,9 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from bench.margin import MEBIBYTES_MAX, SECONDS_MAX, filled, month, reset_peak
-from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
+from bench.margin import filled, month, reset_peak
+from bench.measures import peak_bytes
 from metering.core.capacity import capacity, summarise_capacity
-from metering.errors import Unavailable
 from metering.frames import (
     BURNDOWN,
     CAPACITY_FEES,
@@ -92,10 +89,18 @@ def _usage(
     generator = np.random.default_rng(seed)
     rows = len(minute)
     start = int(month().start.timestamp()) * 1_000_000
-    names = {"pool": (pool, [f"pool-{n:04d}" for n in range(int(pool.max()) + 1)]), "model_served": (model, list(_MODELS))}
+    names = {
+        "pool": (pool, [f"pool-{n:04d}" for n in range(int(pool.max()) + 1)]),
+        "model_served": (model, list(_MODELS)),
+    }
     if customer is not None:
         names["customer"] = (customer, [f"customer-{n:05d}" for n in range(int(customer.max()) + 1)])
-    most = {"uncached_input_tokens": 1_400_000, "cache_read_tokens": 700_000, "output_tokens": 300_000, "requests": 500}
+    most = {
+        "uncached_input_tokens": 1_400_000,
+        "cache_read_tokens": 700_000,
+        "output_tokens": 300_000,
+        "requests": 500,
+    }
     constants = {"ran_on": "pool", "provider": "own", "tier_served": "standard", "region": "us-east"}
     made = pl.DataFrame({"minute": start + minute * (MINUTE // timedelta(microseconds=1))}).with_columns(
         pl.col("minute").cast(INSTANT),
@@ -103,7 +108,9 @@ def _usage(
         *(pl.Series(name, texts).gather(pl.Series(at)).alias(name) for name, (at, texts) in names.items()),
         *(pl.lit(value).alias(name) for name, value in constants.items()),
         *(
-            pl.Series(name, generator.integers(0, max(1, int(most.get(name, 1) * share)), rows, np.int32)).cast(dtype)
+            pl.Series(
+                name, generator.integers(0, max(1, int(most.get(name, 1) * share)), rows, np.int32)
+            ).cast(dtype)
             for name, dtype in SUMS.items()
         ),
     )
@@ -159,7 +166,14 @@ def synthetic_books(pools: int, customers: int) -> Books:
             fee_share_ratio="1",
         ),
         capacity_fees=filled(
-            names, CAPACITY_FEES, **span, fee="step", dimension=None, amount="52560", per="month", currency="USD"
+            names,
+            CAPACITY_FEES,
+            **span,
+            fee="step",
+            dimension=None,
+            amount="52560",
+            per="month",
+            currency="USD",
         ),
         burndown=filled(weights, BURNDOWN, **span, dimension="all", weight=1, denominator=1),
         entitlements=filled(

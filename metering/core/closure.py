@@ -1,7 +1,8 @@
 """Closure: the cost of every customer, what nobody used, and the rest, up to the supplier's bill."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import polars as pl
@@ -117,12 +118,12 @@ class Closure:
     missing: pl.DataFrame
 
 
-def billing_slices(books: Books, period: Period) -> pl.DataFrame:
-    """The period cut at midnights, where a cost changes, and where a line of a bill begins or ends."""
+def billing_slices(books: Books, period: Period, at: Iterable[datetime] = ()) -> pl.DataFrame:
+    """The period cut at midnights, where a cost changes, where a line of a bill begins or ends, and `at`."""
     lines = books.bill_lines.select(
         pl.col("service_from").alias("effective_from"), pl.col("service_until").alias("effective_until")
     )
-    return slices(period, edges([books.cost_books, lines]))
+    return slices(period, [*edges([books.cost_books, lines]), *at])
 
 
 def rate_on_demand(usage: pl.DataFrame, books: Books, cut: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

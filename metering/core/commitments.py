@@ -237,35 +237,25 @@ def pace(drawn: pl.Expr, committed: pl.Expr, elapsed: pl.Expr, term: pl.Expr) ->
     return ratio(drawn, committed * elapsed // term)
 
 
-def continued(eligible: pl.DataFrame, cut: datetime, days: int, until: datetime) -> pl.DataFrame:
-    """Eligible amounts from `cut` to `until` if every account goes on as in the `days` before the cut.
+def continued(eligible: pl.DataFrame, at: datetime, days: int, cut: pl.DataFrame) -> pl.DataFrame:
+    """Eligible amounts of the slices of `cut`, which begin at `at`, if all goes on as in the `days` before.
 
-    By UTC day: F(t) = floor(amount of those days x time since the cut / their length), so that the days add
-    up. ELIGIBLE; nothing where nothing was eligible lately.
+    F(t) = floor(amount of those days x time since `at` / their length), so that the slices add up. ELIGIBLE;
+    nothing where nothing was eligible lately.
     """
-    start = cut - days * DAY
     recent = (
-        eligible.filter(pl.col("slice_start").is_between(start, cut, closed="left"))
+        eligible.filter(pl.col("slice_start").is_between(at - days * DAY, at, closed="left"))
         .group_by("holder", "account")
         .agg(pl.col("amount").sum().alias("recent"))
-    )
-    midnights = []
-    at = cut
-    while at < until:
-        midnights.append(at)
-        at = min(until, at.replace(hour=0, minute=0, second=0, microsecond=0) + DAY)
-    future = pl.DataFrame(
-        {"slice_start": midnights, "_until": [*midnights[1:], until][: len(midnights)]},
-        schema={"slice_start": INSTANT, "_until": INSTANT},
     )
     minutes = pl.lit(days * 1440, dtype=SUM)
 
     def before(instant: str) -> pl.Expr:
-        since = (pl.col(instant) - pl.lit(cut, dtype=INSTANT)).dt.total_minutes().cast(SUM)
+        since = (pl.col(instant) - pl.lit(at, dtype=INSTANT)).dt.total_minutes().cast(SUM)
         return pl.col("recent") * since // minutes
 
     return ELIGIBLE.conform(
-        recent.join(future, how="cross").with_columns(
-            (before("_until") - before("slice_start")).alias("amount")
+        recent.join(cut, how="cross").with_columns(
+            (before("slice_until") - before("slice_start")).alias("amount")
         )
     )

@@ -18,7 +18,9 @@ from metering.core.commitments import (
     draw_down,
     pace,
 )
+from metering.core.effective import slices
 from metering.frames import SUM
+from metering.periods import Period
 from tests.text_tables import check, instant, read
 
 LATER = instant("2030-01-01")
@@ -172,7 +174,8 @@ def test_pace_compares_with_an_even_drawdown_and_nothing_elapsed_has_none() -> N
 
 def test_a_run_rate_goes_on_by_the_day_and_adds_up() -> None:
     spent = eligible("slice_start | amount\n2026-01-01 | 1_000\n2026-01-08 | 140\n2026-01-14 | 70")
-    future = continued(spent, instant("2026-01-15 12:00"), 7, instant("2026-01-18"))
+    noon = instant("2026-01-15 12:00")
+    future = continued(spent, noon, 7, slices(Period("ahead", noon, instant("2026-01-18"))))
     # the week before the cut holds 70 alone: 10 a day
     check(
         future,
