@@ -13,9 +13,67 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 
+Supplier = Annotated[
+    str | None,
+    typer.Option("--supplier", help="Of this supplier alone. [default: all]", show_default=False),
+]
+
+
 def mount(root: typer.Typer) -> None:
-    """Mount `reconcile` on the root command."""
+    """Mount `reconcile` on the root command; the others stand beside the reports."""
     root.command()(reconcile)
+
+
+@reports.app.command()
+def closure(
+    period: reports.PeriodOption = None,
+    supplier: Supplier = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            help="One part: term, document, capture or missing. [default: a table shows all, a file has the terms]",
+            show_default=False,
+        ),
+    ] = None,
+    as_of: reports.AsOf = None,
+    form: reports.Format = "table",
+    output: reports.Output = None,
+) -> None:
+    """Every part of what suppliers cost, up to their bills; what is not billed yet is an estimate and says so."""
+    from metering.settings import settings
+    from metering.store.postgres import reading
+    from workers.closing import closure_report
+    from workers.loop import database_errors
+
+    reports.check_format(form, output)
+    span = reports.read_period(period)
+    with database_errors(), reading(settings()) as connection:
+        made = closure_report(connection, settings(), span, as_of, supplier)
+    together = by is None and form == "table" and output is None
+    for report in made.all() if together else [made.by(by)]:
+        reports.write(report, form, output)
+
+
+@reports.app.command()
+def obligations(
+    period: reports.PeriodOption = None,
+    supplier: Supplier = None,
+    as_of: reports.AsOf = None,
+    form: reports.Format = "table",
+    output: reports.Output = None,
+) -> None:
+    """What is committed to suppliers at the end of the period, or its cut: drawn, projected, short, to be paid."""
+    from metering.settings import settings
+    from metering.store.postgres import reading
+    from workers.closing import obligations_report
+    from workers.loop import database_errors
+
+    reports.check_format(form, output)
+    span = reports.read_period(period)
+    with database_errors(), reading(settings()) as connection:
+        made = obligations_report(connection, settings(), span, as_of, supplier)
+    reports.write(made, form, output)
 
 
 def reconcile(

@@ -8,6 +8,7 @@ from typing import Final
 import polars as pl
 
 from metering.core.effective import edges, slices, with_slice
+from metering.core.exchange import rates, translate
 from metering.core.rating import on_demand_costs
 from metering.frames import INSTANT, SUM, Books, Frame
 from metering.money import MONEY, RATIO, from_quanta, ratio, to_quanta
@@ -103,6 +104,28 @@ RATED_ON_DEMAND: Final = Frame(
     key=("slice_start", "supplier", "model", "currency"),
 )
 
+#: A closure to read: every term, and what they sum to. Translated: the sum of its months, each at its average;
+#: null where a rate is missing.
+CLOSED: Final = Frame(
+    "CLOSED",
+    {
+        "supplier": pl.String,
+        "currency": pl.String,
+        "place": pl.Int64,  # of the line in the closure of a supplier and currency
+        "term": pl.String,  # TERMS, recognised_cost, change_in_prepaid, billed
+        "kind": pl.String,
+        "usage": MONEY,
+        "loaded": MONEY,
+        "estimated": pl.Boolean,
+        "usage_translated": MONEY,
+        "loaded_translated": MONEY,
+    },
+    key=("supplier", "currency", "place"),
+    nullable=frozenset({"supplier", "kind", "usage", "loaded", "usage_translated", "loaded_translated"}),
+)
+#: What the terms sum to, and what stands between that and the bills.
+SUMS_OF_TERMS: Final = ("recognised_cost", "change_in_prepaid", "billed")
+
 _OF: Final = ["supplier", "currency"]
 _ZERO: Final = pl.lit(0, dtype=SUM)
 
@@ -130,12 +153,18 @@ def rate_on_demand(usage: pl.DataFrame, books: Books, cut: pl.DataFrame) -> tupl
     """What usage outside of pools costs by the cost books: (RATED_ON_DEMAND, unrated by model and meter).
 
     usage: quarter_start, what ran (provider, model_served, tier_served, region, ran_on, counts_for,
-    context_breakpoint) and meters, of the time of `cut` (billing_slices). The supplier is the provider.
+    context_breakpoint) and meters; what lies outside of `cut` (billing_slices) is ignored. The supplier is
+    the provider.
     """
+    held = pl.col("quarter_start").is_between(
+        pl.lit(cut["slice_start"].min(), dtype=INSTANT),
+        pl.lit(cut["slice_until"].max(), dtype=INSTANT),
+        "left",
+    )
     ran = ["provider", "model_served", "tier_served", "region", "ran_on", "counts_for", "context_breakpoint"]
     meters = [name for name in usage.columns if usage.schema[name] == SUM and name != "requests"]
     sliced = (
-        with_slice(usage.filter(pl.col("ran_on") != "pool"), cut, at="quarter_start")
+        with_slice(usage.filter(held & (pl.col("ran_on") != "pool")), cut, at="quarter_start")
         .group_by("slice_start", *ran)
         .agg(pl.col(meters).sum())
         .rename({"slice_start": "quarter_start"})
@@ -513,3 +542,76 @@ def whole_months(period: Period) -> bool:
     while last < period.until:
         last = next_month_start(last)
     return period.start == month_start(period.start) and last == period.until
+
+
+def read_as(made: Closure, exchange_rates: pl.DataFrame, into: str, asked: Period) -> pl.DataFrame:
+    """The closure of the whole period, line by line in the order of its equation: CLOSED.
+
+    recognised_cost = the sum of its terms, on either basis; change_in_prepaid and billed, which close it to the
+    documents posted in `asked`, are there if that is whole months.
+    """
+    some = [pl.col(basis).is_not_null().any() for basis in _BASES]
+    months = made.terms.group_by(*_OF, "term", "kind", pl.col("day").dt.truncate("1mo")).agg(
+        *(
+            pl.when(known).then(to_quanta(pl.col(basis)).sum()).alias(basis)
+            for basis, known in zip(_BASES, some, strict=True)
+        ),
+        pl.col("estimated").any(),
+    )
+    rated = months.join(
+        rates(months, exchange_rates, into), on=["day", "currency"], how="left", validate="m:1"
+    ).with_columns(
+        translate(pl.col(basis), pl.col("month_average")).alias(f"{basis}_translated") for basis in _BASES
+    )
+    sums = [pl.col("estimated").any()]
+    for basis, known in zip(_BASES, some, strict=True):
+        translated = f"{basis}_translated"
+        # what has no rate is not 0, and not a part of a sum either
+        whole = (pl.col(basis).fill_null(_ZERO) == 0) | pl.col(translated).is_not_null()
+        sums += [
+            pl.when(known).then(pl.col(basis).sum()).alias(basis),
+            pl.when(known & whole.all()).then(pl.col(translated).sum()).alias(translated),
+        ]
+    terms = rated.group_by(*_OF, "term", "kind").agg(sums)
+    nothing = pl.lit(None, dtype=pl.String).alias("kind")
+    cost = rated.group_by(*_OF).agg(sums).with_columns(pl.lit("recognised_cost").alias("term"), nothing)
+    shape = [*_OF, "term", "kind", *_BASES, "estimated", *(f"{basis}_translated" for basis in _BASES)]
+    told = [terms.select(shape), cost.select(shape)]
+    if whole_months(asked):
+        ends = made.documents.group_by(_OF).agg(
+            to_quanta(pl.col("change_in_prepaid")).sum(),
+            to_quanta(pl.col("billed_here")).sum().alias("billed"),
+        )
+        told += [
+            ends.select(
+                *_OF,
+                pl.lit(name).alias("term"),
+                nothing,
+                *(pl.col(name).alias(basis) for basis in _BASES),
+                pl.lit(value=False).alias("estimated"),
+                *(pl.lit(None, dtype=SUM).alias(f"{basis}_translated") for basis in _BASES),
+            )
+            for name in SUMS_OF_TERMS[1:]
+        ]
+    places = pl.DataFrame({"term": [*TERMS, *SUMS_OF_TERMS]}, schema={"term": pl.String}).with_row_index(
+        "_place"
+    )
+    lines = (
+        pl.concat(told)
+        .join(places, on="term", how="left", validate="m:1")
+        .sort(*_OF, "_place", pl.col("kind") != "paying", "kind", nulls_last=False)
+    )
+    return CLOSED.conform(
+        lines.with_columns(
+            pl.int_range(1, pl.len() + 1).over(_OF).cast(pl.Int64).alias("place"),
+            *(
+                from_quanta(pl.col(f"{basis}{of}")).alias(f"{basis}{of}")
+                for basis in _BASES
+                for of in _READINGS
+            ),
+        )
+    )
+
+
+_BASES: Final = ("usage", "loaded")
+_READINGS: Final = ("", "_translated")

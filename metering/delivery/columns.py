@@ -134,6 +134,72 @@ RECONCILED: Final = _columns(
     ("reason", "text", "likely reason", "", 0),
 )
 
+#: Money of suppliers: `currency` (or `measure`) beside it is a column, for a report may hold several.
+CLOSURE: Final = _columns(
+    ("supplier", "text", "supplier", "", 0),
+    ("currency", "text", "currency", "", 0),
+    ("place", "count", "place", "", 9),
+    ("term", "text", "term", "", 0),
+    ("kind", "text", "kind", "of customer", 1),
+    ("usage", "money", "usage basis", "as billed", 0),
+    ("loaded", "money", "loaded basis", "as billed", 0),
+    ("estimated", "flag", "estimated", "", 1),
+    ("usage_translated", "money", "usage basis", "", 3),
+    ("loaded_translated", "money", "loaded basis", "", 3),
+)
+DOCUMENTS: Final = _columns(
+    ("supplier", "text", "supplier", "", 0),
+    ("currency", "text", "currency", "", 0),
+    ("what", "text", "what", "", 1),
+    ("document", "text", "document", "", 0),
+    ("posted_month", "day", "posted", "month of", 0),
+    ("billed", "money", "document", "billed", 3),
+    ("billed_here", "money", "billed", "in the period", 0),
+    ("recognised_before", "money", "recognised", "before", 2),
+    ("recognised_here", "money", "recognised", "in the period", 0),
+    ("recognised_after", "money", "recognised", "after", 2),
+    ("change_in_prepaid", "money", "change in", "prepaid", 0),
+)
+CAPTURE: Final = _columns(
+    ("supplier", "text", "supplier", "", 0),
+    ("currency", "text", "currency", "", 0),
+    ("service_from", "instant", "service from", "UTC", 0),
+    ("service_until", "instant", "until", "UTC", 0),
+    ("rated", "money", "rated", "", 0),
+    ("billed", "money", "billed", "", 0),
+    ("variance", "money", "variance", "", 0),
+    ("capture_ratio", "ratio", "captured", "rated of billed", 0),
+)
+MISSING: Final = _columns(
+    ("supplier", "text", "supplier", "", 0),
+    ("reason", "text", "missing", "", 0),
+    ("object", "text", "of", "", 0),
+    ("amount", "money", "estimate", "", 0),
+    ("currency", "text", "currency", "", 0),
+    ("quantity", "quantity", "quantity", "of the meter", 0),
+    ("meter", "text", "meter", "", 0),
+)
+OBLIGATIONS: Final = _columns(
+    ("supplier", "text", "supplier", "", 0),
+    ("obligation", "text", "obligation", "", 0),
+    ("kind", "text", "kind", "", 2),
+    ("effective_from", "instant", "from", "UTC", 3),
+    ("effective_until", "instant", "until", "UTC", 0),
+    ("state", "text", "state", "", 2),
+    ("measure", "text", "in", "", 0),
+    ("committed", "money", "committed", "", 0),
+    ("drawn", "money", "drawn", "", 0),
+    ("remaining", "money", "remaining", "", 1),
+    ("pace_ratio", "ratio", "pace", "of even", 2),
+    ("run_rate_per_day", "money", "run rate", "a day", 4),
+    ("projected", "money", "projected", "at the end", 3),
+    ("shortfall", "money", "shortfall", "", 1),
+    ("surplus", "money", "surplus", "", 5),
+    ("shortfall_cost", "money", "shortfall", "costs", 1),
+    ("days_left", "count", "days left", "", 1),
+    ("notice_by", "instant", "notice by", "UTC", 3),
+)
+
 
 def in_currency(columns: Sequence[Column], currency: str) -> tuple[Column, ...]:
     """The columns with the report's currency as the unit of their amounts."""

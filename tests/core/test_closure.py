@@ -17,10 +17,11 @@ from metering.core.closure import (
     billing_slices,
     closure,
     rate_on_demand,
+    read_as,
     spread,
     whole_months,
 )
-from metering.frames import BILL_LINES, POOLS, Books
+from metering.frames import BILL_LINES, EXCHANGE_RATES, POOLS, Books
 from metering.money import QUANTUM
 from metering.periods import Period, parse_period
 from metering.results import COSTS, RECOGNISED
@@ -329,6 +330,56 @@ def test_on_demand_usage_is_rated_by_supplier_and_what_has_no_cost_is_told() -> 
     check(unrated, "supplier | model | quantity | reason\n nimbus | tiny | 500 | no_cost_book")
     done = close(COSTS.empty(), RATED_ON_DEMAND.empty(), BILL_LINES.empty(), unrated=unrated)
     check(done.missing, "supplier | reason | quantity\n nimbus | no_cost_book | 500")
+
+
+RATES = """
+currency | into | kind          | effective_from | rate
+EUR      | USD  | month_average | 2026-03-01     | 1.10
+"""
+
+
+def test_a_closure_reads_from_its_parts_to_the_bill_and_is_translated_by_the_day() -> None:
+    done = close(
+        costs(
+            """
+            day        | line | customer | kind   | pool | cost_pool | cost_on_demand | idle_share | currency
+            2026-03-01 | usage | acme    | paying | -    |   0       | 10_000         |  0         | EUR
+            2026-03-02 | usage | bob     | trial  | ptu  |  70       |      0         |  0         | USD
+            2026-03-02 | idle  | bob     | trial  | ptu  |   0       |      0         | 10         | USD
+            2026-03-02 | idle  | -       | -      | ptu  |  30       |      0         |-10         | USD
+            """
+        ),
+        rated("quanta | currency\n 10_000 | EUR"),
+        lines(
+            """
+            line | amount    | currency | document | service_until | object_kind | object
+            1    | 10_240.17 | EUR      | inv-1    | 2026-04-01    | on_demand   | -
+            2    | 150       | USD      | inv-2    | 2026-04-16    | pool        | ptu
+            """
+        ),
+        recognised("quarter_start | cost\n 2026-03-02 | 100"),
+    )
+    march = read_as(done, read(RATES, EXCHANGE_RATES), "USD", MARCH)
+    check(
+        march,
+        """
+        currency | place | term              | kind   | usage     | loaded    | usage_translated | loaded_translated
+        EUR      | 1     | customers         | paying | 10_000    | 10_000    | 11_000           | 11_000
+        EUR      | 2     | variance          | -      |    240.17 |    240.17 |    264.187       |    264.187
+        EUR      | 3     | recognised_cost   | -      | 10_240.17 | 10_240.17 | 11_264.187       | 11_264.187
+        EUR      | 4     | change_in_prepaid | -      |      0    |      0    | -                | -
+        EUR      | 5     | billed            | -      | 10_240.17 | 10_240.17 | -                | -
+        USD      | 1     | customers         | trial  |     70    |     80    |     70           |     80
+        USD      | 2     | idle              | -      |     30    |     20    |     30           |     20
+        USD      | 3     | recognised_cost   | -      |    100    |    100    |    100           |    100
+        USD      | 4     | change_in_prepaid | -      |     50    |     50    | -                | -
+        USD      | 5     | billed            | -      |    150    |    150    | -                | -
+        """,
+    )
+    # a missing rate is not 1, and bills are not posted to a day
+    day = read_as(done, EXCHANGE_RATES.empty(), "USD", parse_period("2026-03-01"))
+    assert day.filter(pl.col("currency") == "EUR")["usage_translated"].null_count() == 3
+    assert "billed" not in day["term"].to_list()
 
 
 @pytest.mark.parametrize(
