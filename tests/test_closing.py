@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from metering.cli import closing, reports
+from metering.cli import bills, closing, reports
 from metering.errors import BadInput
 from metering.settings import Settings
 from tests.ledger_builder import Event, Ledger
@@ -65,6 +66,7 @@ class Run:
         self.root = typer.Typer()
         reports.mount(self.root)
         closing.mount(self.root)
+        self.root.add_typer(bills.app, name="bills")
 
     def __call__(self, *arguments: str | Path, code: int = 0) -> Result:
         result = CliRunner().invoke(self.root, [str(argument) for argument in arguments])
@@ -121,3 +123,99 @@ def test_a_suppliers_file_is_compared_with_the_ledger_by_day_model_and_unit(
         refused = run("reconcile", near, *arguments, code=1).exception
         assert isinstance(refused, BadInput)
         assert says in str(refused)
+
+
+BILL = """
+supplier,document,currency,line,category,object_kind,object,amount,service_from,service_until,posted_month
+own,inv-11,USD,1,charge,on_demand,large,3.20,2026-11-21,2026-11-22,2026-11
+northstar,ns-11,USD,1,charge,pool,block,30.00,2026-11-01,2026-12-01,2026-11
+northstar,ns-11,USD,2,charge,overhead,,9.00,2026-11-01,2026-12-01,2026-11
+"""
+
+
+def test_cost_closes_to_the_bills_and_says_what_is_missing(
+    ledger: Ledger, run: Run, tmp_path: Path, settings: Settings
+) -> None:
+    """$1 of the block on the 21st; on demand 3.02 rated on the 21st and 0.40 on the 20th."""
+    day = ("--period", "2026-11-21")
+    before = pinned(settings)
+    waiting = json.loads(run("report", "closure", *day, "--format", "json").stdout)
+    told = {(row["supplier"], row["term"]): row for row in waiting["rows"]}
+    assert told["own", "customers"]["usage"] == "3.020000000000"
+    assert (told["own", "variance"]["usage"], told["own", "variance"]["estimated"]) == (None, True)
+    assert told["northstar", "recognised_cost"]["loaded"] == "1.000000000000"
+    assert any(note == "own: not billed yet, estimated: large 3.02 USD" for note in waiting["notes"])
+
+    run("bills", "add", file(tmp_path, BILL))
+    month = ("--period", "2026-11")
+    rows = json.loads(run("report", "closure", *month, "--format", "json").stdout)["rows"]
+    told = {(row["supplier"], row["term"], row["kind"]): Decimal(row["usage"]) for row in rows}
+    own = {term: amount for (supplier, term, _), amount in told.items() if supplier == "own"}
+    assert own == {
+        "customers": Decimal("3.42"),
+        "variance": Decimal("0.18"),
+        "recognised_cost": Decimal("3.60"),
+        "change_in_prepaid": Decimal("-0.40"),
+        "billed": Decimal("3.20"),
+    }
+    # until the cut, 21 days and 20:45 hours of 30 days of 39 dollars
+    north = [
+        amount
+        for (supplier, term, _), amount in told.items()
+        if (supplier, term) == ("northstar", "recognised_cost")
+    ]
+    share = Decimal(21 * 96 + 83) / (30 * 96)
+    assert abs(north[0] - 39 * share) < Decimal("0.0001")
+    assert told["northstar", "billed", None] == 39
+    assert told["northstar", "change_in_prepaid", None] == 39 - north[0]
+    table = run("report", "closure", *day).stdout
+    assert "own: on-demand usage rated 3.02, billed 3.20 USD: variance 0.18, capture rate 94.38 %" in table
+    for part in ("Documents: billed", "On-demand usage as rated", "Closure: cost by supplier"):
+        assert part in table
+    parts = {
+        part: run("report", "closure", *month, "--by", part, "--format", "csv", "--supplier", "own").stdout
+        for part in ("document", "capture", "missing")
+    }
+    assert parts["document"].splitlines()[1:] == [
+        "own,USD,document,inv-11,2026-11-01,3.200000000000,3.200000000000,0.000000000000,3.200000000000,"
+        "0.000000000000,0.000000000000",
+        "own,USD,not_billed,,,0.000000000000,0.000000000000,0.000000000000,0.400000000000,0.000000000000,"
+        "-0.400000000000",
+    ]
+    assert "3.020000000000,3.200000000000,0.180000000000,0.943750" in parts["capture"]
+    assert parts["missing"].splitlines()[1:] == ["own,not_billed,large,0.400000000000,USD,,"]
+    # what was known before the bill came stays as it was
+    as_of = ("--as-of", str(before), "--format", "csv")
+    assert "variance,,,,true" in run("report", "closure", *day, *as_of).stdout
+    for arguments, says in (
+        (
+            ("--by", "line"),
+            "--by 'line' is not a part of a closure; give one of term, document, capture, missing",
+        ),
+        (
+            ("--supplier", "ghost"),
+            "--supplier 'ghost' is not known; the catalog and the bills name northstar, own",
+        ),
+    ):
+        refused = run("report", "closure", *arguments, code=1).exception
+        assert isinstance(refused, BadInput)
+        assert says in str(refused)
+
+
+def test_obligations_stand_at_the_cut(ledger: Ledger, run: Run) -> None:
+    read = json.loads(run("report", "obligations", "--period", "2026-11", "--format", "json").stdout)
+    row = read["rows"][0]
+    assert (row["supplier"], row["obligation"], row["kind"], row["state"]) == (
+        "northstar",
+        "block",
+        "pool",
+        "open",
+    )
+    # ten whole months, and the part of November up to the cut
+    share = Decimal(21 * 96 + 83) / (30 * 96)
+    assert abs(Decimal(row["drawn"]) - 300 - 30 * share) < Decimal("0.0001")
+    assert row["remaining"] is None
+    assert (
+        "Obligations to suppliers at 2026-11-22T20:45Z"
+        in run("report", "obligations", "--period", "2026-11").stdout
+    )
