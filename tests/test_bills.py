@@ -10,7 +10,7 @@ from metering.cli import bills as commands
 from metering.cli import periods as period_commands
 from metering.errors import BadInput
 from metering.settings import Settings, read_settings
-from metering.store import postgres
+from metering.store import postgres, published
 from metering.store.bills import read_bill_lines
 from metering.store.verify import verify
 from tests.ledger_builder import Event, Ledger
@@ -187,3 +187,14 @@ def test_a_document_enters_once_is_corrected_by_revisions_and_a_closed_month_tak
     with postgres.reading(settings) as connection:
         changed = {check.name: check.difference for check in verify(connection, roots=False)}
     assert changed["period closes"] == "the close of 2025-02 does not follow from the one before"
+    # and what was published of closes and bills is held against it
+    for change, told_of_it in (
+        ("UPDATE period_closes SET head = sha256('x')", "month 2025-03-01 has head"),
+        ("UPDATE ingest_batches SET head = sha256('x') WHERE received = 0", "the batch of sequence 2"),
+    ):
+        with postgres.connect(settings, None) as connection:
+            facts = published.heads(connection, 2)
+            assert published.difference(connection, [("march", facts)]) is None
+            connection.exec_driver_sql(change)
+            assert told_of_it in str(published.difference(connection, [("march", facts)]))
+            connection.rollback()

@@ -61,7 +61,8 @@ def margin(
     by: Annotated[
         str | None,
         _by(
-            "any of day, line, customer, kind, segment, product, tier_sold, provider, model_served, pool",
+            "any of day, line, customer, kind, segment, product, tier_sold, provider, model_served, pool; with "
+            "posted also, what was posted to a month, in place of what was served in it",
             "customer",
         ),
     ] = None,
@@ -69,9 +70,9 @@ def margin(
     output: Output = None,
 ) -> None:
     """Revenue, cost and margin; idle capacity is a line of its own."""
-    from workers import reports
+    from workers.posted import margin_by
 
-    _run(period, as_of, form, output, lambda c, s, p, w: reports.margin_report(c, s, p, w).by(by))
+    _run(period, as_of, form, output, lambda c, s, p, w: margin_by(c, s, p, w, by))
 
 
 @app.command()

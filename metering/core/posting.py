@@ -60,19 +60,15 @@ def _changed(frame: Frame, lines: pl.DataFrame) -> pl.DataFrame:
         # an amount that is unknown on either side makes the change unknown
         *(
             pl.when(pl.col(name).is_not_null().all())
-            .then(
-                pl.when(taken_away)
-                .then(-pl.col(name))
-                .otherwise(pl.col(name))
-                .cast(frame.columns[name])
-                .sum()
-            )
+            .then(pl.col(name).filter(~taken_away).sum() - pl.col(name).filter(taken_away).sum())
+            .cast(frame.columns[name])
             .alias(name)
             for name in amounts
         ),
         *(pl.col(name).filter(~taken_away).any().alias(name) for name in flags),
+        pl.any_horizontal(
+            pl.col(name).is_null().any() & pl.col(name).is_not_null().any() for name in amounts
+        ).alias("_became_known_or_unknown"),
     )
-    differs = pl.any_horizontal(
-        pl.col(name).ne_missing(pl.lit(0).cast(frame.columns[name])) for name in amounts
-    )
-    return sums.filter(differs)
+    differs = (pl.col(name).fill_null(0) != 0 for name in amounts)
+    return sums.filter(pl.any_horizontal("_became_known_or_unknown", *differs))

@@ -55,6 +55,33 @@ def first_month(connection: Connection) -> date | None:
     return None if first is None else date(first.year, first.month, 1)
 
 
+def learned(connection: Connection, start: datetime, until: datetime, before: int, after: int | None) -> bool:
+    """Whether anything was learned between two watermarks (None: all that there is) that can move [start, until).
+
+    That is usage of that time, another catalog, or any bill. Input of that time was complete at the first.
+    """
+    query = (
+        "SELECT EXISTS (SELECT FROM usage_quarters WHERE quarter_start >= :start AND quarter_start < :until "
+        "AND interval_id > :before AND (CAST(:after AS bigint) IS NULL OR interval_id <= :after)) OR "
+        f"{_KNOWN.format(watermark=':before')} IS DISTINCT FROM "
+    ) + (
+        "ROW((SELECT max(catalog_revision) FROM catalog_revisions), (SELECT count(*) FROM bills))"
+        if after is None
+        else _KNOWN.format(watermark=":after")
+    )
+    values = {"start": start, "until": until, "before": before, "after": after}
+    found: bool = connection.execute(text(query), values).scalar_one()
+    return found
+
+
+#: Catalog revision and number of bills as of a watermark.
+_KNOWN: Final = (
+    "(SELECT ROW(catalog_revision, (SELECT coalesce(sum((at->>'next_sequence')::bigint), 0)::bigint "
+    "FROM jsonb_array_elements(positions) AS at WHERE at->>'kind' = 'bills')) "
+    "FROM watermarks WHERE watermark_id = {watermark})"
+)
+
+
 def append_close(connection: Connection, month: date, watermark_id: int, *, by: str, reason: str) -> Close:
     """Close a month at a watermark of this same transaction. For `workers.periods.close` alone; it commits."""
     last = connection.execute(

@@ -33,6 +33,7 @@ def heads(connection: Connection, watermark_id: int) -> dict[str, Any]:
         },
         "catalog": None,
         "interventions": _interventions(connection, watermark.pinned_at),
+        "period_closes": _period_close(connection, watermark_id),
     }
     if watermark.catalog_revision:
         revision = read_revision(connection, watermark.catalog_revision)
@@ -54,6 +55,18 @@ def _interventions(connection: Connection, until: datetime) -> dict[str, Any] | 
             "FROM interventions WHERE intervened_at <= :until ORDER BY intervention_id DESC LIMIT 1"
         ),
         {"until": until},
+    ).one_or_none()
+    return None if row is None else dict(row._mapping)
+
+
+def _period_close(connection: Connection, watermark_id: int) -> dict[str, Any] | None:
+    """The last month that was closed as of a watermark; None without any."""
+    row = connection.execute(
+        text(
+            "SELECT month::text AS month, encode(previous_head, 'hex') AS previous_head, encode(head, 'hex') AS head "
+            "FROM period_closes WHERE watermark_id <= :watermark ORDER BY month DESC LIMIT 1"
+        ),
+        {"watermark": watermark_id},
     ).one_or_none()
     return None if row is None else dict(row._mapping)
 
@@ -87,6 +100,7 @@ def _difference(
     for chain, table, number in (
         ("catalog", "catalog_revisions", "catalog_revision"),
         ("interventions", "interventions", "intervention_id"),
+        ("period_closes", "period_closes", "month"),
     ):
         published = facts.get(chain)
         if published is not None:

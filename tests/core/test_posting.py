@@ -27,6 +27,7 @@ day        | customer | revenue | cost   | list_price | estimated
 2026-03-30 | -        | 0       | 20_000 | -          | yes
 2026-03-30 | acme     | 100_000 | 50_000 | 60_000     | yes
 2026-03-31 | globex   | 1       | 1      | 1          | no
+2026-03-31 | initech  | 0       | 0      | -          | no
 """
 KNOWN_IN_MAY = """
 day        | customer | revenue | cost   | list_price | estimated
@@ -34,6 +35,7 @@ day        | customer | revenue | cost   | list_price | estimated
 2026-03-30 | acme     | 100_000 | 50_000 | 60_000     | no
 2026-03-31 | acme     | 5_000   | 0      | -          | no
 2026-03-31 | globex   | 1       | 1      | 1          | no
+2026-03-31 | initech  | 0       | 0      | -          | yes
 """
 OF_MAY = """
 day        | customer | revenue | cost   | list_price | estimated
