@@ -11,7 +11,7 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import batch_index, freshness, growing, ingesting, ledger, margin, memory, scaling
+from bench import batch_index, capacity, freshness, growing, ingesting, ledger, margin, memory, scaling
 from bench.measures import (
     Measure,
     Results,
@@ -28,7 +28,9 @@ from metering.errors import BadInput, MeteringError
 
 SERVERS_FOLDER: Final = Path("var/bench-sandbox")
 RESULTS: Final = Path("var/bench/latest.json")
-_DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin")
+_DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin", "capacity")
+#: Those that need no servers.
+_FROM_FILES: Final = frozenset({"margin", "capacity"})
 #: Those that take long, or that only a change of the program asks for.
 PARTS: Final = (*_DEFAULT_PARTS, "grow", "freshness", "scaling", "memory", "batch-index", "profile")
 
@@ -45,6 +47,8 @@ class Scale:
     rounds: int
     margin_rows: int
     margin_customers: int
+    pools: int
+    entitled_customers: int
     grow_to: int
     backlog: int
     largest_records: int
@@ -52,8 +56,8 @@ class Scale:
 
 
 SCALES: Final = {
-    "small": Scale(400_000, 200_000, 1, 500_000, 1_000, 2_000_000, 1_000_000, 60, 10.0),
-    "full": Scale(1_000_000, 300_000, 3, 5_000_000, 10_000, 50_000_000, 5_000_000, 400, 30.0),
+    "small": Scale(400_000, 200_000, 1, 500_000, 1_000, 5, 100, 2_000_000, 1_000_000, 60, 10.0),
+    "full": Scale(1_000_000, 300_000, 3, 5_000_000, 10_000, 50, 1_000, 50_000_000, 5_000_000, 400, 30.0),
 }
 #: Shares of events that come twice, with 100 events a record.
 DUPLICATES: Final = ((0.0001, "0.01 %"), (0.01, "1 %"), (0.1, "10 %"), (1.0, "100 %"))
@@ -200,7 +204,7 @@ def main(given: Sequence[str] | None = None) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
     began = time.monotonic()
     facts, results = machine_facts(), Results()
-    if set(parts) - {"margin"}:
+    if set(parts) - _FROM_FILES:
         with started(SERVERS_FOLDER, say) as ground:
             facts.append(ground.version())
             results.add(measure(ground, parts, scale))
@@ -208,6 +212,8 @@ def main(given: Sequence[str] | None = None) -> None:
                 print_profile(ground, scale, console)
     if "margin" in parts:
         results.measures += margin.margin_measures(scale.margin_rows, scale.margin_customers, say)
+    if "capacity" in parts:
+        results.measures += capacity.capacity_measures(scale.pools, scale.entitled_customers, say)
     if not results.measures:
         return
     tables = [measured_table(results.measures), *results.tables]

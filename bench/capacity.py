@@ -4,7 +4,9 @@ A process of its own, so that the memory is its own: `python -m bench.capacity F
 """
 
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,11 +14,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from bench.margin import filled, month, reset_peak
-from bench.measures import peak_bytes
+from bench.margin import MEBIBYTES_MAX, SECONDS_MAX, filled, month, reset_peak
+from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
 from metering.core.capacity import capacity, summarise_capacity
+from metering.core.costs import supply
+from metering.errors import Unavailable
 from metering.frames import (
     BURNDOWN,
     CAPACITY_FEES,
@@ -27,11 +32,14 @@ from metering.frames import (
     POOL_USAGE,
     POOLS,
     SUMS,
+    USAGE,
     Books,
     Frame,
 )
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from metering.periods import MINUTE
+
+_Numbers = npt.NDArray[np.int64]
 
 _CHILD_SECONDS_MAX: Final = 900.0
 _USAGE_FILE: Final = "pool_usage.parquet"
@@ -41,17 +49,25 @@ _MODELS: Final = ("lumen-large", "lumen-mini", "lumen-small")
 ACTIVE_IN: Final = 10
 _UNITS: Final = 100
 _UNIT_BURN_PER_MINUTE: Final = 60_000
-_TOKENS_MAX: Final = {"input": 1_400_000, "output": 300_000}
+#: Of a pool and model in a minute, at most; half of it on average. A customer takes its part of the pool.
+_USED_MAX: Final = {
+    "requests": 500,
+    "uncached_input_tokens": 1_400_000,
+    "cache_read_tokens": 1_300_000,
+    "output_tokens": 300_000,
+}
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the parts of one report took. `peak_bytes` holds the rollups that it was made from too."""
+    """What the capacity report and the cost of pools took. Peaks hold the rollups that each was made from too."""
 
     pool_rows: int
     customer_rows: int
-    seconds: dict[str, float]
-    peak_bytes: int
+    capacity_seconds: float
+    capacity_peak_bytes: int
+    cost_seconds: float
+    cost_peak_bytes: int
 
 
 def synthetic_pool_usage(pools: int, seed: int = 5) -> pl.DataFrame:
@@ -79,12 +95,12 @@ def synthetic_customer_usage(pools: int, customers: int, seed: int = 6) -> pl.Da
 
 def _usage(
     frame: Frame,
-    minute: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    pool: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    model: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    minute: _Numbers,
+    pool: _Numbers,
+    model: _Numbers,
     seed: int,
     share: float,
-    customer: "np.ndarray[tuple[int], np.dtype[np.int64]] | None" = None,
+    customer: _Numbers | None = None,
 ) -> pl.DataFrame:
     generator = np.random.default_rng(seed)
     rows = len(minute)
@@ -95,12 +111,6 @@ def _usage(
     }
     if customer is not None:
         names["customer"] = (customer, [f"customer-{n:05d}" for n in range(int(customer.max()) + 1)])
-    most = {
-        "uncached_input_tokens": 1_400_000,
-        "cache_read_tokens": 700_000,
-        "output_tokens": 300_000,
-        "requests": 500,
-    }
     constants = {"ran_on": "pool", "provider": "own", "tier_served": "standard", "region": "us-east"}
     made = pl.DataFrame({"minute": start + minute * (MINUTE // timedelta(microseconds=1))}).with_columns(
         pl.col("minute").cast(INSTANT),
@@ -109,7 +119,7 @@ def _usage(
         *(pl.lit(value).alias(name) for name, value in constants.items()),
         *(
             pl.Series(
-                name, generator.integers(0, max(1, int(most.get(name, 1) * share)), rows, np.int32)
+                name, generator.integers(0, max(1, int(_USED_MAX.get(name, 1) * share)), rows, np.int32)
             ).cast(dtype)
             for name, dtype in SUMS.items()
         ),
@@ -196,21 +206,58 @@ def write_rollups(folder: Path, pools: int, customers: int) -> None:
 
 def report(folder: Path, pools: int, customers: int) -> Report:
     """Read the rollups of `folder`, make the books, compute: only that is on the clock."""
-    books = synthetic_books(pools, customers)
-    seconds = {}
     usage = pl.read_parquet(folder / _USAGE_FILE)
+    books = synthetic_books(pools, customers)
     reset_peak()
     began = time.perf_counter()
     used = capacity(usage, books, month())
-    pool_rows = usage.height
-    del usage
-    seconds["capacity"] = time.perf_counter() - began
-    began = time.perf_counter()
     summary = summarise_capacity(used.utilization)
-    seconds["summary"] = time.perf_counter() - began
-    assert summary.height == pools, "every pool has its summary"
-    assert used.unburned.is_empty(), "everything that was used has a weight"
-    return Report(pool_rows, 0, seconds, peak_bytes())
+    capacity_seconds, capacity_peak = time.perf_counter() - began, peak_bytes()
+    assert summary["burn"].sum() > 0, "what is used burns"
+    assert used.unburned.is_empty(), "everything that is used has a weight"
+    del used, summary
+    by_customer = pl.read_parquet(folder / _CUSTOMERS_FILE)
+    reset_peak()
+    began = time.perf_counter()
+    made = supply(USAGE.empty(), usage, books, month(), pool_customer_usage=by_customer)
+    cost_seconds = time.perf_counter() - began
+    assert made.moved["quanta"].sum() == 0, "what some carry is taken from what nobody does"
+    return Report(
+        usage.height, by_customer.height, capacity_seconds, capacity_peak, cost_seconds, peak_bytes()
+    )
+
+
+def capacity_measures(pools: int, customers: int, progress: Progress) -> list[Measure]:
+    """The reports in a process of their own, from files. Goals hold for 50 pools and 1,000 customers."""
+    progress(f"capacity of a month: {pools:,} pools of {len(_MODELS)} models, {customers:,} customers")
+    with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
+        write_rollups(Path(folder), pools, customers)
+        command = [sys.executable, "-m", "bench.capacity", folder, str(pools), str(customers)]
+        ended = subprocess.run(
+            command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False, timeout=_CHILD_SECONDS_MAX
+        )
+    if ended.returncode != 0:
+        raise Unavailable(
+            f"the capacity report ended with exit code {ended.returncode}; its messages are above"
+        )
+    told = Report(**json.loads(ended.stdout))
+    used = f"month capacity, {pools:,} pools, {told.pool_rows:,} rows"
+    cost = f"month cost of pools, {customers:,} customers in every {ACTIVE_IN}th minute, {told.customer_rows:,} rows"
+    return [
+        Measure(used, told.capacity_seconds, "s", SECONDS_MAX, 1.0, "at most"),
+        Measure(
+            f"{used}: peak memory",
+            mebibytes(told.capacity_peak_bytes),
+            "MiB",
+            MEBIBYTES_MAX,
+            1.0,
+            "at most",
+        ),
+        Measure(cost, told.cost_seconds, "s", SECONDS_MAX, 1.0, "at most"),
+        Measure(
+            f"{cost}: peak memory", mebibytes(told.cost_peak_bytes), "MiB", MEBIBYTES_MAX, 1.0, "at most"
+        ),
+    ]
 
 
 if __name__ == "__main__":

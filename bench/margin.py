@@ -149,8 +149,8 @@ def synthetic_books(customers: int) -> Books:
     price = {**span, "tier": "standard", "region": "*", "currency": "USD"}
     return Books(
         1,
-        customers=_filled(names, CUSTOMERS, **span, name="A company", kind="paying", segment="business"),
-        contracts=_filled(
+        customers=filled(names, CUSTOMERS, **span, name="A company", kind="paying", segment="business"),
+        contracts=filled(
             names,
             CONTRACTS,
             **span,
@@ -159,13 +159,13 @@ def synthetic_books(customers: int) -> Books:
             margin_floor_ratio="0.2",
             floor_basis="usage",
         ),
-        fees=_filled(names, FEES, **span, contract="c", fee="plan", amount_per_month="500", currency="USD"),
-        models=_filled(
+        fees=filled(names, FEES, **span, contract="c", fee="plan", amount_per_month="500", currency="USD"),
+        models=filled(
             pl.DataFrame({"model": _PRODUCTS}), MODELS, provider="own", name="A model", cost_book="bought"
         ),
-        price_books=_filled(prices, PRICES, **price, book="standard", unit_price="0.000003"),
-        cost_books=_filled(prices, PRICES, **price, book="bought", unit_price="0.000001"),
-        capacity_steps=_filled(
+        price_books=filled(prices, PRICES, **price, book="standard", unit_price="0.000003"),
+        cost_books=filled(prices, PRICES, **price, book="bought", unit_price="0.000001"),
+        capacity_steps=filled(
             pl.DataFrame({"pool": [_POOL]}),
             CAPACITY_STEPS,
             **span,
@@ -174,7 +174,7 @@ def synthetic_books(customers: int) -> Books:
             unit_burn_per_minute=60_000,
             fee_share_ratio="1",
         ),
-        capacity_fees=_filled(
+        capacity_fees=filled(
             pl.DataFrame({"pool": [_POOL], "fee": "step"}),
             CAPACITY_FEES,
             **span,
@@ -183,7 +183,7 @@ def synthetic_books(customers: int) -> Books:
             per="month",
             currency="USD",
         ),
-        burndown=_filled(weights, BURNDOWN, **span, pool=_POOL, dimension="all", weight=1, denominator=1),
+        burndown=filled(weights, BURNDOWN, **span, pool=_POOL, dimension="all", weight=1, denominator=1),
     )
 
 
@@ -193,7 +193,7 @@ def _breakpoints() -> pl.DataFrame:
     )
 
 
-def _filled(rows: pl.DataFrame, frame: Frame, **constants: object) -> pl.DataFrame:
+def filled(rows: pl.DataFrame, frame: Frame, **constants: object) -> pl.DataFrame:
     """`rows` as `frame`, with the same value in every row for the columns that it lacks."""
     absent = [pl.lit(value).cast(frame.columns[name]).alias(name) for name, value in constants.items()]
     return frame.conform(rows.with_columns(absent))
@@ -210,7 +210,7 @@ def report(folder: Path, customers: int) -> Report:
     """Read the rollups of `folder`, make the books, compute the margin lines: only that is on the clock."""
     usage, pool_usage = (pl.read_parquet(folder / name) for name in (_USAGE_FILE, _POOL_USAGE_FILE))
     books = synthetic_books(customers)
-    _reset_peak()
+    reset_peak()
     began = time.perf_counter()
     lines = margin(usage, pool_usage, books, month(), "USD").lines
     seconds = time.perf_counter() - began
@@ -218,7 +218,7 @@ def report(folder: Path, customers: int) -> Report:
     return Report(usage.height, customers, lines.height, seconds, peak_bytes())
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Let the peak begin at what is held now (Linux); elsewhere it holds the making of the rollups too."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from bench import ingesting, ledger, margin
+from bench import capacity, ingesting, ledger, margin
 from bench.__main__ import main
 from bench.copying import read_transactions
 from bench.measures import Measure, write_json
@@ -85,6 +85,15 @@ def test_a_margin_report_is_measured(tmp_path: Path) -> None:
     assert (told.rows, told.customers) == (2_000, 20)
     assert told.lines > 0
     assert told.peak_bytes > 0
+
+
+def test_a_capacity_report_is_measured(tmp_path: Path) -> None:
+    capacity.write_rollups(tmp_path, pools=1, customers=3)
+    told = capacity.report(tmp_path, pools=1, customers=3)
+    minutes = 31 * 1_440
+    assert (told.pool_rows, told.customer_rows) == (3 * minutes, 3 * (minutes // capacity.ACTIVE_IN - 1))
+    assert min(told.capacity_seconds, told.cost_seconds) > 0
+    assert min(told.capacity_peak_bytes, told.cost_peak_bytes) > 0
 
 
 def test_pool_minutes_hold_what_the_quarters_hold() -> None:
