@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import Connection
 
 from metering.core.alerting import STATES, changes, judged_periods, margin_findings, messages
-from metering.core.margin import summarise
+from metering.core.margin import on_floor_basis, summarise
 from metering.delivery.messages import CHAIN_HEADS, DIGEST_ALERTS_MAX, PARTS_MAX
 from metering.delivery.report import instant
 from metering.settings import Settings
@@ -62,9 +62,13 @@ def judge_margins(connection: Connection, settings: Settings, as_of: int | None)
     periods = judged_periods(knowledge.complete_until)
     if not periods:
         return None
-    reports = {period.name: margin_report(connection, settings, period, as_of) for period in periods}
+    reports = {
+        period.name: margin_report(connection, settings, period, as_of, for_floors=True) for period in periods
+    }
     band = settings.margin_resolve_band_ratio
-    found = pl.concat([margin_findings(report.summary, name, band) for name, report in reports.items()])
+    found = pl.concat(
+        [margin_findings(on_floor_basis(report.summary), name, band) for name, report in reports.items()]
+    )
     return Judged(found, periods[-1].name, lambda changed: describe_margins(reports, changed))
 
 
@@ -79,7 +83,7 @@ def describe_margins(reports: Mapping[str, MarginReport], changed: pl.DataFrame)
         period = str(name)
         report = reports[period]
         scopes = entries["scope"].implode()
-        summary = report.summary.filter(pl.col("customer").is_in(scopes))
+        summary = on_floor_basis(report.summary.filter(pl.col("customer").is_in(scopes)))
         rows = {row["customer"]: row for row in summary.iter_rows(named=True)}
         parts = _parts(report, scopes)
         for scope, impact in entries.select("scope", "impact").iter_rows():
@@ -106,6 +110,7 @@ def _numbers(row: Mapping[str, Any] | None) -> Facts:
     return {
         **({"name": row["name"]} if row["name"] is not None else {}),
         **{name: _exact(row[name]) for name in names},
+        **({"floor_basis": "loaded"} if row["floor_basis"] == "loaded" else {}),
         "charge_unrated": row["charge_unrated"],
         "cost_unrated": row["cost_unrated"],
     }

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from metering import __version__
 from metering.core.capacity import Capacity, capacity, summarise_capacity
-from metering.core.costs import pools_by_burn, pools_by_customer, reach
+from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
 from metering.core.margin import Margin, margin, summarise
 from metering.core.windows import WINDOWS, capacity_windows, in_burn_units, pool_costs
 from metering.delivery import columns
@@ -80,13 +80,21 @@ def recorded(connection: Connection, books: Books, provenance: Provenance) -> Re
 
 
 def margin_report(
-    connection: Connection, settings: Settings, period: Period, as_of: int | None = None
+    connection: Connection,
+    settings: Settings,
+    period: Period,
+    as_of: int | None = None,
+    *,
+    for_floors: bool = False,
 ) -> "MarginReport":
     """Read usage of the period up to its cut and compute its margin lines.
 
     `connection` is one snapshot (store.postgres.reading); as_of None: live, the open interval included.
+    for_floors: what moves cost between customers is left out where no margin floor asks for it: sooner done.
     """
     provenance, books = known(connection, settings, period, as_of)
+    if for_floors and not (books.contracts["floor_basis"] == "loaded").any():
+        books = usage_basis(books)
     read = recorded(connection, books, provenance)
     computed = margin(
         read.usage,

@@ -174,7 +174,7 @@ class Contract(CatalogObject, Span):
     price_book: Name
     fees: list[Fee] = []
     margin_floor_ratio: Ratio | None = None
-    floor_basis: Literal["usage"] = "usage"
+    floor_basis: Literal["usage", "loaded"] = "usage"
 
     def canonical(self) -> "Contract":
         def order(row: Fee) -> tuple[str, datetime]:

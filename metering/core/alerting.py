@@ -65,7 +65,7 @@ def judged_periods(complete_until: datetime | None) -> list[Period]:
 
 
 def margin_findings(summary: pl.DataFrame, period: str, resolve_band_ratio: Decimal) -> pl.DataFrame:
-    """Findings of the rule margin_breach from margins by customer (results.margin_frame(["customer"])).
+    """Findings of the rule margin_breach from margins by customer, on the floor's basis (margin.on_floor_basis).
 
     holds = breach (margin < floor x revenue, or revenue <= 0 with cost > 0). clear = no floor in force; or no
     breach, no cost unknown, and margin >= (floor + band) x revenue. band = `resolve_band_ratio`, but at most

@@ -378,6 +378,15 @@ def summarise(
     return margin_frame(by).conform(margins)
 
 
+def on_floor_basis(margins: pl.DataFrame) -> pl.DataFrame:
+    """Margins by customer with cost, margin and margin_ratio on the basis of the customer's floor."""
+    loaded = (pl.col("floor_basis") == "loaded").fill_null(value=False)
+    return margins.with_columns(
+        pl.when(loaded).then(pl.col(f"{name}_loaded")).otherwise(pl.col(name)).alias(name)
+        for name in ("cost", "margin")
+    ).with_columns(ratio(to_quanta(pl.col("margin")), to_quanta(pl.col("revenue"))).alias("margin_ratio"))
+
+
 def _described(
     margins: pl.DataFrame, by: Sequence[str], books: Books, until: datetime | None
 ) -> pl.DataFrame:

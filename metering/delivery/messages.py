@@ -144,7 +144,7 @@ def _numbers(facts: Facts) -> dict[str, Any]:
         ("Cost", amount(facts["cost"], currency)),
         ("Margin", amount(facts["margin"], currency)),
         ("Margin ratio", share(facts["margin_ratio"])),
-        ("Floor", share(facts["floor_ratio"])),
+        ("Floor", share(facts["floor_ratio"]) + (", idle included" if "floor_basis" in facts else "")),
     ]
     if Decimal(facts["below_floor"]) > 0:
         pairs.append(("Below the floor by", amount(facts["below_floor"], currency)))

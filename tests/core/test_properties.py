@@ -144,7 +144,7 @@ def test_order_and_splitting_of_rows_change_nothing(world, random):
             if field.name != "catalog_revision"
         },
     )
-    again = run(World(torn[0], torn[1], mixed))
+    again = run(World(torn[0], torn[1], mixed, world.pool_customer_usage))
     whole = run(world)
     assert again.lines.equals(whole.lines)
     assert again.unrated.equals(whole.unrated)

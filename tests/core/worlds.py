@@ -1,6 +1,6 @@
 """Random small worlds for properties: a catalog with gaps and edges, and usage that meets them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from random import Random
@@ -9,13 +9,17 @@ import polars as pl
 from hypothesis import strategies as st
 
 from metering.frames import (
+    BILL_LINES,
     BURNDOWN,
     CAPACITY_FEES,
     CAPACITY_STEPS,
     CONTRACTS,
     CUSTOMERS,
+    ENTITLEMENTS,
+    EXCHANGE_RATES,
     FEES,
     MODELS,
+    POOL_CUSTOMER_USAGE,
     POOL_USAGE,
     POOLS,
     PRICES,
@@ -38,6 +42,7 @@ class World:
     usage: pl.DataFrame
     pool_usage: pl.DataFrame
     books: Books
+    pool_customer_usage: pl.DataFrame
 
 
 def _frame(frame: Frame, rows: list[dict[str, object]]) -> pl.DataFrame:
@@ -268,6 +273,81 @@ def worlds(draw: st.DrawFn, events_max: int = 40) -> World:
     usage = raw.group_by(pl.col("minute").dt.truncate("15m").alias("quarter_start"), *key).agg(
         pl.col(sums).sum()
     )
-    key = [name for name in POOL_USAGE.columns if name not in sums]
     pools = raw.filter(pl.col("pool").is_not_null() & (pl.col("counts_for") != "charge"))
-    return World(USAGE.conform(usage), POOL_USAGE.conform(pools.group_by(key).agg(pl.col(sums).sum())), books)
+    by_pool, by_customer = (
+        frame.conform(
+            pools.group_by([name for name in frame.columns if name not in sums]).agg(pl.col(sums).sum())
+        )
+        for frame in (POOL_USAGE, POOL_CUSTOMER_USAGE)
+    )
+    return World(USAGE.conform(usage), by_pool, books, by_customer)
+
+
+@st.composite
+def supplied(draw: st.DrawFn) -> World:
+    """A world whose pools carry their idle in every way: policies, entitlements, units set aside, bills."""
+    world = draw(worlds())
+    dice = Random(draw(st.integers(0, 2**32)))
+    spans = [(instant("2026-01-01"), None), (START + QUARTER, START + 9 * QUARTER)]
+    dimensions = {"p1": ("all",), "p2": ("input", "output")}
+    # a quarter hour may burn more than was bought, and less
+    units = pl.col("units") * dice.choice([1, 2**20, 2**36])
+    entitlements = [
+        {
+            "customer": customer,
+            "contract": "c",
+            "pool": pool,
+            "dimension": dimension,
+            "effective_from": since,
+            "effective_until": until,
+            "units": Decimal(dice.randint(0, 3 * 2**20)).scaleb(dice.choice([-6, 0])),
+            "stated": None,
+        }
+        for pool in dice.choice([["p1"], ["p1", "p2"], []])
+        for dimension in dimensions[pool]
+        for customer in ("a", "b", "quiet")
+        for since, until in (dice.choice(spans),)
+    ]
+    bills = [
+        {
+            "supplier": "s",
+            "document": f"d{number}",
+            "line": "1",
+            "category": category,
+            "object_kind": "pool",
+            "object": dice.choice(["p1", "p2"]),
+            "amount": Decimal(dice.randint(-(10**9), 10**9)).scaleb(-dice.choice([2, 12])),
+            "currency": dice.choice(["USD", "USD", "EUR"]),
+            "service_from": START + QUARTER * dice.randint(-9, 5),
+            "service_until": START + QUARTER * dice.randint(6, 20),
+            "posted_month": START.date(),
+            "description": None,
+        }
+        for number, category in enumerate(dice.choices(["charge", "credit", "true_up"], k=dice.randint(0, 3)))
+    ]
+    terms = [pl.lit(dice.choice(["none", "burn", "entitlement"])).alias("idle_policy")]
+    terms.append(
+        pl.lit(dice.choice(["as_billed", "straight_line_days", "capacity_hours"])).alias("recognition")
+    )
+    books = replace(
+        world.books,
+        pools=world.books.pools.with_columns(terms),
+        capacity_steps=world.books.capacity_steps.with_columns(units.alias("units")),
+        entitlements=_frame(ENTITLEMENTS, entitlements),
+        bill_lines=_frame(BILL_LINES, bills),
+        exchange_rates=_frame(
+            EXCHANGE_RATES,
+            [
+                {
+                    "currency": "CHF",
+                    "into": "USD",
+                    "kind": kind,
+                    "effective_from": START - 900 * QUARTER,
+                    "effective_until": None,
+                    "rate": Decimal(dice.randint(1, 2 * 10**12)).scaleb(-12),
+                }
+                for kind in dice.choice([["month_average"], ["month_average", "contract"], []])
+            ],
+        ),
+    )
+    return replace(world, books=books)
