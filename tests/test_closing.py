@@ -112,11 +112,18 @@ def test_a_suppliers_file_is_compared_with_the_ledger_by_day_model_and_unit(
     assert "+01:00" in utc.stdout
     later = file(tmp_path, "day,model,total_input_tokens\n2026-11-23,large,1\n")
     assert "nothing of it is complete yet" in run("reconcile", later, "--supplier", "own", code=1).output
+    # the block's 40,000 tokens are none of a file that is about what ran on demand
+    on_demand = file(tmp_path, "day,model,total_input_tokens\n2026-11-21,large,1500000\n")
+    run("reconcile", on_demand, "--supplier", "own", "--ran-on", "on_demand,overflow")
     # within the tolerance it matches, and reads as a table
     near = file(tmp_path, "day,model,total_input_tokens\n2026-11-21,large,1541000\n")
     assert "1 match" in run("reconcile", near, "--supplier", "own", "--tolerance", "0.001").stdout
     for arguments, says in (
         (("--supplier", "ghost"), "--supplier 'ghost' serves no model of the catalog and no usage"),
+        (
+            ("--supplier", "own", "--ran-on", "moon"),
+            "--ran-on 'moon' is not where usage runs; give any of pool,",
+        ),
         (("--supplier", "own", "--tolerance", "2"), "--tolerance '2' is not a ratio"),
         (("--supplier", "own", "--format", "xml"), "--format 'xml' is not one of"),
     ):

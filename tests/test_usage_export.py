@@ -37,7 +37,10 @@ def test_lines_of_one_time_model_and_unit_are_added_up_under_our_names() -> None
     )
     # the day between is one of the file's: usage of ours there is theirs to explain
     assert export.buckets["time"].to_list() == ["2026-03-01", "2026-03-02", "2026-03-03"]
-    assert (export.precision, export.lines) == (Precision(quantity=100, quanta=10**10), 3)
+    assert (export.precision, export.lines) == (
+        Precision({"total_input_tokens": 100, "total_output_tokens": 1000}, quanta=10**10),
+        3,
+    )
 
 
 def test_a_file_may_have_a_column_for_each_unit() -> None:
@@ -97,7 +100,7 @@ def test_round_numbers_are_rounded_to_what_they_have_in_common() -> None:
         2026-03-03,large,requests,100
         """
     )
-    assert export.precision.quantity == 100
+    assert export.precision.quantities == {"requests": 100}
     assert (export.theirs["quantity"].sum(), pl.Int128) == (25_600, export.theirs.schema["quantity"])
 
 

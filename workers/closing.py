@@ -92,9 +92,14 @@ class ClosureReport:
         }[part or "term"]()
 
     def all(self) -> list[Report]:
-        """The terms, and what else has something to say."""
-        parts = [self.by(part) for part in PARTS[1:]]
-        return [self.by(), *(replace(part, notes=()) for part in parts if part.rows.height)]
+        """What a reader at a terminal wants: the terms, and documents and capture rates where there are bills."""
+        documents, capture = self.by("document"), self.by("capture")
+        shown = [self.by()]
+        if (documents.rows["what"] == "document").any():
+            shown.append(replace(documents, notes=()))
+        if capture.rows.height:
+            shown.append(replace(capture, notes=()))
+        return shown
 
     def _of(self, frame: pl.DataFrame) -> pl.DataFrame:
         return frame if self.supplier is None else frame.filter(pl.col("supplier") == self.supplier)

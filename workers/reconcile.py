@@ -1,7 +1,9 @@
 """Reconcile: a supplier's usage file beside what the ledger says that this supplier served."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Final
 
 import polars as pl
 from sqlalchemy import Connection
@@ -18,7 +20,8 @@ from metering.settings import Settings
 from metering.store.rollups import read_served
 from workers.reports import known
 
-_SAYS = {
+RAN_ON: Final = ("pool", "overflow", "on_demand")
+_SAYS: Final = {
     "matched": "match",
     "differs": "differ",
     "theirs_only": "are in the file alone",
@@ -41,8 +44,11 @@ def reconcile_usage(
     export: UsageExport,
     tolerance_ratio: Decimal,
     as_of: int | None = None,
+    ran_on: Sequence[str] = RAN_ON,
 ) -> Reconciliation:
     """Compare a supplier's usage file with the ledger, by its hours or days, models and units; reads only.
+
+    `ran_on`: what of our usage the file is about, some of RAN_ON.
 
     What is after the cut is not compared, and the report says how much that is. BadInput for a supplier of whom
     neither the catalog nor the ledger knows a model.
@@ -53,6 +59,7 @@ def reconcile_usage(
     complete = provenance.cut.until
     buckets = export.buckets.filter(pl.col("ends") <= pl.lit(complete, dtype=INSTANT))
     served = read_served(connection, period.start - REACH, period.until + REACH, as_of, supplier)
+    served = served.filter(pl.col("ran_on").is_in(ran_on))
     if served.is_empty():
         _refuse_unknown(supplier, books)
     theirs = export.theirs.join(buckets.select("starts"), on="starts", how="semi")
@@ -116,7 +123,7 @@ def _notes(rows: pl.DataFrame) -> list[str]:
     return notes
 
 
-_REASONS = {
+_REASONS: Final = {
     "time_zone": "{}: moved by so many hours, ours match: their hours or days are not UTC",
     "cache_counted_twice": "they match ours with the cache reads counted once more",
     "reasoning_counted_twice": "they match ours with the reasoning tokens counted once more",

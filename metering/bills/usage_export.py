@@ -3,8 +3,9 @@
 import csv
 import io
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Final
@@ -48,9 +49,9 @@ BUCKETS: Final = Frame(
 
 @dataclass(frozen=True)
 class Precision:
-    """The smallest step that the supplier's file writes: of quantities, and of amounts in quanta."""
+    """The smallest step that the supplier's file writes: of the quantities of a unit, and of amounts in quanta."""
 
-    quantity: int = 1
+    quantities: Mapping[str, int] = field(default_factory=dict)  # a unit that is not there: 1
     quanta: int = 1
 
 
@@ -101,19 +102,20 @@ def read_usage_export(name: str, content: bytes, reading: Reading) -> UsageExpor
     zone = _zone(reading.zone)
     table = _Table(name, content, reading)
     rows: dict[tuple[datetime, str, str], tuple[int, Decimal | None, str | None]] = {}
-    quantities: list[int] = []
-    places = [0, 0]
+    quantities: dict[str, list[int]] = defaultdict(list)
+    decimals: dict[str, int] = defaultdict(int)
+    places = 0
     for line in table.lines():
         starts = line.starts(zone)
         model = line.text("model")
         model = reading.models.get(model, model)
         amount = line.amount()
         for unit, told in line.quantities():
-            quantity, decimals = told
-            quantities.append(quantity)
-            places[0] = max(places[0], decimals)
+            quantity, written = told
+            quantities[unit].append(quantity)
+            decimals[unit] = max(decimals[unit], written)
             if amount is not None:
-                places[1] = max(places[1], -int(amount.as_tuple().exponent))
+                places = max(places, -int(amount.as_tuple().exponent))
             key = (starts, model, unit)
             rows[key] = line.added(rows.get(key), quantity, amount)
     if not rows:
@@ -121,7 +123,8 @@ def read_usage_export(name: str, content: bytes, reading: Reading) -> UsageExpor
     theirs = THEIRS.conform(
         pl.DataFrame([(*key, *row) for key, row in rows.items()], schema=dict(THEIRS.columns), orient="row")
     )
-    precision = Precision(_step(quantities, reading.per, places[0]), int(10 ** (12 - places[1])))
+    steps = {unit: _step(told, reading.per, decimals[unit]) for unit, told in quantities.items()}
+    precision = Precision(steps, int(10 ** (12 - places)))
     return UsageExport(theirs, _buckets(name, table.time, theirs, zone), precision, table.count)
 
 

@@ -108,6 +108,14 @@ def reconcile(
             "--models", metavar="THEIRS=OURS,...", help="Its names of our models.", show_default=False
         ),
     ] = None,
+    ran_on: Annotated[
+        str | None,
+        typer.Option(
+            "--ran-on",
+            help="What of our usage it is about: any of pool, overflow, on_demand. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
     per: Annotated[int, typer.Option("--per", metavar="N", min=1, help="Its quantities are in Ns.")] = 1,
     tolerance: Annotated[
         str, typer.Option("--tolerance", metavar="RATIO", help="Share of theirs that may differ.")
@@ -125,9 +133,12 @@ def reconcile(
     from metering.settings import settings
     from metering.store.postgres import reading
     from workers.loop import database_errors
-    from workers.reconcile import reconcile_usage
+    from workers.reconcile import RAN_ON, reconcile_usage
 
     reports.check_format(form, output)
+    ran = tuple(word.strip() for word in ran_on.split(",")) if ran_on is not None else RAN_ON
+    if odd := sorted(set(ran) - set(RAN_ON)):
+        raise BadInput(f"--ran-on '{odd[0]}' is not where usage runs; give any of {', '.join(RAN_ON)}")
     most = settings().usage_export_bytes_max
     try:
         with file.open("rb") as opened:
@@ -148,7 +159,7 @@ def reconcile(
     )
     export = read_usage_export(str(file), content, read_as)
     with database_errors(), reading(settings()) as connection:
-        done = reconcile_usage(connection, settings(), supplier, export, _ratio(tolerance), as_of)
+        done = reconcile_usage(connection, settings(), supplier, export, _ratio(tolerance), as_of, ran)
     reports.write(done.report, form, output)
     if not done.matched:
         raise typer.Exit(1)

@@ -55,14 +55,14 @@ DOCUMENTS: Final = Frame(
         "document": pl.String,
         "posted_month": pl.Date,
         "billed": MONEY,  # by the whole document, in that month
-        "billed_here": MONEY,  # the same if it was posted in the period, else 0
+        "billed_here": MONEY,  # the same if it was posted in the period, else 0; null unless that is whole months
         "recognised_before": MONEY,  # of the document's amount, by its own service spans
         "recognised_here": MONEY,
         "recognised_after": MONEY,
         "change_in_prepaid": MONEY,  # prepaid gained (accrued settled), or prepaid used up (accrued)
     },
     key=("supplier", "currency", "what", "document", "posted_month"),
-    nullable=frozenset({"supplier", "document", "posted_month"}),
+    nullable=frozenset({"supplier", "document", "posted_month", "billed_here", "change_in_prepaid"}),
 )
 #: On-demand usage as rated and as billed, for every service span that a line of a bill has (a day, where the
 #: bill has daily lines), clipped to the period.
@@ -455,8 +455,10 @@ def _documents(
             pl.lit(None, dtype=pl.Date).alias("posted_month"),
         )
     )
+    known = pl.lit(whole_months(asked))
     return (
         pl.concat([told, undocumented.select(told.columns)])
+        .with_columns(pl.when(known).then(pl.col("billed_here")).alias("billed_here"))
         .with_columns((pl.col("billed_here") - pl.col("recognised_here")).alias("change_in_prepaid"))
         .with_columns(from_quanta(pl.col(name)).alias(name) for name in (*_AMOUNTS, "change_in_prepaid"))
     )

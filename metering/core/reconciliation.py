@@ -228,7 +228,8 @@ def _with_reason(
     billed = ran.filter(pl.col("counts_for") == "charge_and_cost")
     left_out = explained(_by_bucket(_counted(billed, units), buckets))
     tried.append(("unbilled_attempts_left_out", said & left_out))
-    below = rows.select((pl.col("theirs") - pl.col("ours")).abs() < step.quantity).to_series()
+    written = pl.col("unit").replace_strict(step.quantities, default=1, return_dtype=SUM)
+    below = rows.select((pl.col("theirs") - pl.col("ours")).abs() < written).to_series()
     tried.append(("rounding", below))
     likely = pl.lit(None, dtype=pl.String)
     for name, holds in reversed(tried):

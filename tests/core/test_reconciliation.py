@@ -154,7 +154,7 @@ def test_counted_twice_left_out_and_rounded() -> None:
         ours,
         books(),
         buckets(DAYS[0]),
-        Precision(quantity=100),
+        Precision({"total_input_tokens": 100}),
     )
     check(
         found,
