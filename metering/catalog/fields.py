@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Final
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from metering.periods import floor_to_quarter
@@ -19,6 +19,9 @@ PRICE_MAX: Final = Decimal(10) ** 9
 WEIGHT_MAX: Final = Decimal(10) ** 6
 AMOUNT_MAX: Final = Decimal(10) ** 12
 COUNT_MAX: Final = 10**9
+#: Exchange rates have as many decimals as MONEY.
+RATE_DECIMALS_MAX: Final = 12
+RATE_MAX: Final = Decimal(10) ** 9
 
 PLAIN_NUMBER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -38,7 +41,7 @@ def decimal_text(amount: Decimal) -> str:
 
 
 def instant_text(instant: datetime) -> str:
-    """The one spelling of an instant on a quarter hour: 2026-01-01T00:00Z."""
+    """The one spelling of an instant on a whole minute: 2026-01-01T00:00Z."""
     return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
@@ -61,7 +64,7 @@ def _provider(value: object) -> str:
     return name
 
 
-def _instant(value: object) -> datetime:
+def _read_instant(value: object) -> datetime:
     if isinstance(value, datetime):
         return value
     text = value if isinstance(value, str) else ""
@@ -74,12 +77,24 @@ def _instant(value: object) -> datetime:
         raise refused("is not a date or time; write 2026-01-01 or 2026-01-01T06:15Z (UTC)") from None
     if not 1970 <= instant.year <= 9998:
         raise refused("lies outside the years 1970 to 9998")
+    return instant
+
+
+def _minute(value: object) -> datetime:
+    instant = _read_instant(value)
+    if instant != instant.replace(second=0, microsecond=0):
+        raise refused("is not on a whole minute; leave the seconds out")
+    return instant
+
+
+def _instant(value: object) -> datetime:
+    instant = _read_instant(value)
     if instant != floor_to_quarter(instant):
         raise refused("is not on a quarter hour; use minute 00, 15, 30 or 45")
     return instant
 
 
-def _decimal(value: object, *, below: Decimal, what: str) -> Decimal:
+def _decimal(value: object, *, below: Decimal, what: str, decimals: int = DECIMALS_MAX) -> Decimal:
     if isinstance(value, str) and PLAIN_NUMBER.fullmatch(value):
         value = Decimal(value)
     if not isinstance(value, Decimal):
@@ -89,8 +104,8 @@ def _decimal(value: object, *, below: Decimal, what: str) -> Decimal:
     if value > below:
         raise refused(f"is larger than {decimal_text(below)}; check the unit of {what}")
     exact = Decimal(decimal_text(value))
-    if -int(exact.as_tuple().exponent) > DECIMALS_MAX:
-        raise refused(f"has more than {DECIMALS_MAX} decimals; round {what} to at most {DECIMALS_MAX}")
+    if -int(exact.as_tuple().exponent) > decimals:
+        raise refused(f"has more than {decimals} decimals; round {what} to at most {decimals}")
     return exact
 
 
@@ -100,6 +115,35 @@ def _price(value: object) -> Decimal:
 
 def _amount(value: object) -> Decimal:
     return _decimal(value, below=AMOUNT_MAX, what="an amount per month")
+
+
+def _fee(value: object) -> Decimal:
+    return _decimal(value, below=AMOUNT_MAX, what="an amount")
+
+
+def _fee_or_by_dimension(value: object) -> Decimal | dict[str, Decimal]:
+    if not isinstance(value, dict):
+        return _fee(value)
+    if not value:
+        raise refused("must not be empty; give one amount, or one for each dimension")
+    return {_name(dimension): _fee(amount) for dimension, amount in value.items()}
+
+
+def _fee_text(fee: Decimal | dict[str, Decimal]) -> str | dict[str, str]:
+    if isinstance(fee, dict):
+        return {dimension: decimal_text(amount) for dimension, amount in fee.items()}
+    return decimal_text(fee)
+
+
+def _units(value: object) -> Decimal:
+    return _decimal(value, below=Decimal(COUNT_MAX), what="a number of units")
+
+
+def _rate(value: object) -> Decimal:
+    rate = _decimal(value, below=RATE_MAX, what="an exchange rate", decimals=RATE_DECIMALS_MAX)
+    if rate == 0:
+        raise refused("must be more than 0: a rate of 0 would make every amount vanish")
+    return rate
 
 
 def _weight(value: object) -> Decimal:
@@ -138,9 +182,26 @@ Instant = Annotated[
     BeforeValidator(_instant),
     PlainSerializer(instant_text, return_type=str, when_used="json"),
 ]
+#: The edges of what is set aside: whole minutes; all other edges are quarter hours.
+Minute = Annotated[
+    datetime,
+    BeforeValidator(_minute),
+    PlainSerializer(instant_text, return_type=str, when_used="json"),
+]
 #: Per million units of a meter.
 Price = Annotated[Decimal, BeforeValidator(_price), _AS_TEXT]
 Amount = Annotated[Decimal, BeforeValidator(_amount), _AS_TEXT]
+#: What a supplier is paid, per whatever the field says.
+FeeAmount = Annotated[Decimal, BeforeValidator(_fee), _AS_TEXT]
+#: One amount, or one for each dimension that has one.
+FeeByDimension = Annotated[
+    Decimal | dict[str, Decimal],
+    PlainValidator(_fee_or_by_dimension),
+    PlainSerializer(_fee_text, return_type=str | dict[str, str], when_used="json"),
+]
+#: Units of a pool, a part of a unit included.
+Units = Annotated[Decimal, BeforeValidator(_units), _AS_TEXT]
+Rate = Annotated[Decimal, BeforeValidator(_rate), _AS_TEXT]
 Weight = Annotated[Decimal, BeforeValidator(_weight), _AS_TEXT]
 Ratio = Annotated[Decimal, BeforeValidator(_ratio), _AS_TEXT]
 Count = Annotated[int, BeforeValidator(_count)]

@@ -9,8 +9,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from metering.catalog.documents import MISSING, Document, Fault, KeyPath, read_document
-from metering.catalog.objects import SECTIONS, CatalogObject, CatalogObjects, Entry
-from metering.catalog.rules import Named, Placed, check
+from metering.catalog.objects import SECTIONS, CatalogObjects, Entry
+from metering.catalog.placed import Placed
+from metering.catalog.rules import Named, check
+from metering.catalog.shapes import CatalogObject
 from metering.errors import BadInput
 
 
@@ -95,7 +97,7 @@ def _object(
         yield Placed(cls.model_validate(row), document, path)
     except ValidationError as invalid:
         if isinstance(row, dict):
-            broken.add(cls, row.get(cls.name_field), row.get("provider"))
+            broken.add(cls, row.get(cls.name_field), row.get("provider", row.get("supplier")))
         for error in invalid.errors(include_url=False):
             place = (*path, *error["loc"])
             value = MISSING if error["type"] == "missing" else error["input"]
@@ -110,7 +112,8 @@ def _problem(cls: type[BaseModel], error: ErrorDetails) -> str:
         case "missing":
             return "is required; add it"
         case "extra_forbidden":
-            known = list(_model_at(cls, error["loc"]).model_fields)
+            fields = _model_at(cls, error["loc"]).model_fields
+            known = [field.alias or name for name, field in fields.items()]
             return _unknown(str(error["loc"][-1]), known, "a field here")
         case "literal_error":
             return f"must be one of {context['expected']}"

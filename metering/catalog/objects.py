@@ -1,4 +1,4 @@
-"""The objects of a catalog: what a customer, a book or a contract is, field by field."""
+"""The objects of a catalog, field by field: customers, models, books, contracts, sources; and their bodies."""
 
 import hashlib
 import json
@@ -9,43 +9,22 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field
 
-from metering.catalog.fields import Amount, Count, Currency, Instant, Name, Price, Provider, Ratio, Weight
-
-#: The key of a burndown table for every meter that it does not name.
-OTHER_METERS: Final = "other_meters"
-ANY: Final = "*"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Span(_Strict):
-    """Half-open [effective_from, effective_until), UTC, on quarter hours; without an end: open."""
-
-    effective_from: Instant
-    effective_until: Instant | None = None
-
-
-class CatalogObject(_Strict):
-    """One thing that the catalog names. `kind` and `object_name` identify it over all revisions."""
-
-    kind: ClassVar[str]
-    #: The YAML key that holds a list of these.
-    section: ClassVar[str]
-    #: The field that holds the name.
-    name_field: ClassVar[str]
-
-    @property
-    def object_name(self) -> str:
-        """The name under which revisions follow this object."""
-        return str(getattr(self, self.name_field))
-
-    def canonical(self) -> "CatalogObject":
-        """The same object with its lists in one order: the order they were written in means nothing."""
-        return self
+from metering.catalog.fields import (
+    Amount,
+    Count,
+    Currency,
+    Instant,
+    Name,
+    Price,
+    Provider,
+    Ratio,
+    Units,
+    decimal_text,
+)
+from metering.catalog.shapes import ANY, CatalogObject, Span, Strict, no_rows
+from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
 
 
 class CustomerKind(Span):
@@ -153,7 +132,7 @@ class CostBook(CatalogObject):
         return self.model_copy(update={"prices": sorted(self.prices, key=_price_order)})
 
 
-class Fee(_Strict):
+class Fee(Strict):
     """An amount per calendar month that does not depend on usage; its span defaults to the contract's."""
 
     fee: Name
@@ -161,6 +140,42 @@ class Fee(_Strict):
     currency: Currency
     effective_from: Instant | None = None
     effective_until: Instant | None = None
+
+
+class Stated(Strict):
+    """What a contract says in another unit, and how it becomes units of the pool: quantity x units_each."""
+
+    quantity: Units
+    unit: Name
+    units_each: Units
+    because: Name
+
+    @property
+    def text(self) -> str:
+        """The conversion as a person reads it: 20 seat x 0.25: four seats share a machine."""
+        return f"{decimal_text(self.quantity)} {self.unit} x {decimal_text(self.units_each)}: {self.because}"
+
+
+class Entitlement(Strict):
+    """Units of a pool promised to a customer in every minute; its span defaults to the contract's."""
+
+    pool: Name
+    #: may be left out where the pool has one dimension
+    dimension: Name | None = None
+    #: this or `stated`
+    units: Units | None = None
+    #: the pool's, where it is said
+    unit: Name | None = None
+    stated: Stated | None = None
+    effective_from: Instant | None = None
+    effective_until: Instant | None = None
+
+    @property
+    def units_promised(self) -> Decimal:
+        """Units of the pool, exactly; 0 where neither form is given."""
+        if self.stated is not None:
+            return self.stated.quantity * self.stated.units_each
+        return self.units or Decimal(0)
 
 
 class Contract(CatalogObject, Span):
@@ -172,7 +187,8 @@ class Contract(CatalogObject, Span):
     contract: Name
     customer: Name
     price_book: Name
-    fees: list[Fee] = []
+    fees: list[Fee] = Field(default_factory=list)
+    entitlements: list[Entitlement] = no_rows()
     margin_floor_ratio: Ratio | None = None
     floor_basis: Literal["usage", "loaded"] = "usage"
 
@@ -180,62 +196,15 @@ class Contract(CatalogObject, Span):
         def order(row: Fee) -> tuple[str, datetime]:
             return row.fee, row.effective_from or self.effective_from
 
-        return self.model_copy(update={"fees": sorted(self.fees, key=order)})
+        def place(row: Entitlement) -> tuple[str, str, datetime]:
+            return row.pool, row.dimension or "", row.effective_from or self.effective_from
 
-
-class Burndown(Span):
-    """Burn units of the pool per unit of each meter, for some models and one context."""
-
-    models: list[Name] = Field(min_length=1)
-    above_input_tokens: Count = 0
-    weights: dict[str, Weight] = Field(min_length=1)
-
-
-class Dimension(_Strict):
-    """What a pool is bought in; a pool with separate input and output has two of these."""
-
-    dimension: Name
-    unit_burn_per_minute: Count
-    fee_share_ratio: Ratio = Decimal(1)
-    burndown: list[Burndown] = Field(min_length=1)
-
-
-class Step(Span):
-    """Units of each dimension, and the fee for all of them, over a span: a ramp is several steps."""
-
-    units: dict[str, Count] = Field(min_length=1)
-    fee_per_month: Amount
-
-    @field_validator("units", mode="before")
-    @classmethod
-    def _one_number_is_dimension_all(cls, units: object) -> object:
-        return units if isinstance(units, dict | list | None) else {"all": units}
-
-
-class CapacityContract(CatalogObject):
-    """What we bought ahead from a supplier: a pool."""
-
-    kind: ClassVar[str] = "capacity_contract"
-    section: ClassVar[str] = "capacity_contracts"
-    name_field: ClassVar[str] = "pool"
-    pool: Name
-    supplier: Name
-    unit: Name
-    currency: Currency
-    idle_policy: Literal["none", "burn", "entitlement"] = "none"
-    dimensions: list[Dimension] = Field(min_length=1)
-    steps: list[Step] = Field(min_length=1)
-
-    def canonical(self) -> "CapacityContract":
-        def order(row: Burndown) -> tuple[list[str], int, datetime]:
-            return row.models, row.above_input_tokens, row.effective_from
-
-        dimensions = []
-        for dimension in sorted(self.dimensions, key=lambda row: row.dimension):
-            tables = [row.model_copy(update={"models": sorted(row.models)}) for row in dimension.burndown]
-            dimensions.append(dimension.model_copy(update={"burndown": sorted(tables, key=order)}))
-        steps = sorted(self.steps, key=lambda row: row.effective_from)
-        return self.model_copy(update={"dimensions": dimensions, "steps": steps})
+        return self.model_copy(
+            update={
+                "fees": sorted(self.fees, key=order),
+                "entitlements": sorted(self.entitlements, key=place),
+            }
+        )
 
 
 class Source(CatalogObject):
@@ -251,14 +220,18 @@ class Source(CatalogObject):
 
 
 OBJECTS: Final[Mapping[str, type[CatalogObject]]] = {
-    cls.kind: cls for cls in (Customer, Model, PriceBook, CostBook, Contract, CapacityContract, Source)
+    cls.kind: cls
+    for cls in (
+        *(Customer, Model, PriceBook, CostBook, Contract),
+        *(CapacityContract, SupplierCommitment, ExchangeRates, Source),
+    )
 }
 SECTIONS: Final[Mapping[str, type[CatalogObject]]] = {cls.section: cls for cls in OBJECTS.values()}
 
 
 def body(item: CatalogObject) -> dict[str, Any]:
     """The object as JSON: amounts and instants as text in their one spelling, lists in their one order."""
-    dumped = item.canonical().model_dump(mode="json", exclude_none=True)
+    dumped = item.canonical().model_dump(mode="json", exclude_none=True, by_alias=True)
     assert isinstance(dumped, dict)
     return dumped
 

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, Final
 
-from metering.catalog.books import OPEN, Interval, books, minus
+from metering.catalog.books import books
 from metering.catalog.fields import instant_text
 from metering.catalog.objects import CatalogObjects, Entry, body, length_prefixed
+from metering.catalog.promised import oversubscribed
+from metering.catalog.spans import OPEN, Interval, minus
 from metering.frames import Books
 from metering.periods import ceil_to_quarter
 
@@ -22,7 +24,17 @@ _ROW_NAMES: Final = (
     "region",
     "above_input_tokens",
     "fee",
+    "pool",
     "dimension",
+    "by",
+    "value",
+    "carve_out",
+    "reason",
+)
+#: What a pool says of buying it: no number of a report about the past depends on it.
+_TERMS_OF_BUYING: Final = (
+    *("units_min", "units_sold_in", "lead_time_days", "term_from", "term_until"),
+    *("renewal_months", "notice_days"),
 )
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 Key = tuple[str, str]
@@ -54,6 +66,8 @@ class Plan:
     changes: tuple[Change, ...]
     #: Objects that nobody edited, whose rows change because of others, and since when.
     side_effects: tuple[tuple[Key, datetime], ...] = ()
+    #: What is allowed and worth knowing before it is applied.
+    notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> bytes:
         """SHA-256 over what each change starts from and leads to: equal for plans that say the same."""
@@ -78,6 +92,7 @@ class Plan:
             lines.append(
                 f"  ! {kind.replace('_', ' ')} {name}, through the changes above: {_affects(kind, since)}"
             )
+        lines += [f"  * note: {note}" for note in self.notes]
         count = {mark: sum(change.mark == mark for change in self.changes) for mark in "+~-"}
         lines.append(f"{count['+']} to add, {count['~']} to change, {count['-']} to end")
         return lines
@@ -110,10 +125,14 @@ def plan(applied: CatalogObjects, folder: CatalogObjects, *, base_revision: int,
             changes.append(Change("+", before, after, details))
         elif before.digest() != after.digest():
             changes.append(Change("~", before, after, tuple(_differences(before, after))))
-    if not changes or base_revision == 0:
-        return Plan(base_revision, ends_at, tuple(changes))
     draft = Plan(base_revision, ends_at, tuple(changes))
-    since = _affected(books(applied, base_revision), books(result(applied, draft), base_revision + 1))
+    if not changes:
+        return draft
+    after_all = books(result(applied, draft), base_revision + 1)
+    notes = tuple(oversubscribed(after_all, at))
+    if base_revision == 0:
+        return replace(draft, notes=notes)
+    since = _affected(books(applied, base_revision), after_all)
     backdated = {key: instant for key, instant in since.items() if instant < at}
     edited = {change.after.key for change in changes}
     return Plan(
@@ -121,6 +140,7 @@ def plan(applied: CatalogObjects, folder: CatalogObjects, *, base_revision: int,
         ends_at,
         tuple(replace(change, affects_since=backdated.get(change.after.key)) for change in changes),
         tuple((key, instant) for key, instant in sorted(backdated.items()) if key not in edited),
+        notes,
     )
 
 
@@ -131,10 +151,14 @@ def result(applied: CatalogObjects, made: Plan) -> CatalogObjects:
     return CatalogObjects({**applied.entries, **changed})
 
 
+_AFFECTED: Final = {"supplier_commitment": "what is due to suppliers", "exchange_rate": "translated amounts"}
+
+
 def _affects(kind: str, since: datetime) -> str:
     if since == _EPOCH:
         return "affects all usage of this model, the past included"
-    return f"affects usage since {instant_text(since)}"
+    what = _AFFECTED.get(kind, "usage")
+    return f"affects {what} since {instant_text(since)}"
 
 
 def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -192,15 +216,29 @@ def _timelines(made: Books) -> dict[Key, dict[tuple[Any, ...], list[Interval]]]:
         ("capacity_contract", "pool", made.capacity_steps),
         ("capacity_contract", "pool", made.capacity_fees),
         ("capacity_contract", "pool", made.burndown),
+        ("capacity_contract", "pool", made.multipliers),
+        ("capacity_contract", "pool", made.set_aside),
+        ("contract", "contract", made.entitlements),
+        ("supplier_commitment", "commitment", made.supplier_commitments),
+        ("exchange_rate", "currency", made.exchange_rates),
     ]
     lines: dict[Key, dict[tuple[Any, ...], list[Interval]]] = {}
     for place, (kind, column, frame) in enumerate(sources):
         for row in frame.iter_rows(named=True):
-            name = f"{row['provider']}/{row['model']}" if kind == "model" else row[column]
+            name = row[column]
+            if kind == "model":
+                name = f"{row['provider']}/{row['model']}"
+            elif kind == "exchange_rate":
+                name = f"{row['currency']}/{row['into']}/{row['kind']}"
             span = (row.pop("effective_from", _EPOCH), row.pop("effective_until", None) or OPEN)
-            row.pop("name", None)
+            if frame is made.pools:
+                span = (row["term_from"], OPEN)
+                row = {key: value for key, value in row.items() if key not in _TERMS_OF_BUYING}
+            if kind in ("customer", "model"):
+                row.pop("name")
             if "denominator" in row:
-                row["weight"] = Fraction(row["weight"], row.pop("denominator"))
+                numerator = "weight" if "weight" in row else "numerator"
+                row[numerator] = Fraction(row[numerator], row.pop("denominator"))
             lines.setdefault((kind, name), {}).setdefault((place, *row.values()), []).append(span)
     return lines
 

@@ -1,53 +1,17 @@
 """What must hold inside an object and between objects, beyond the type of each field."""
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final, TypeVar
 
-from metering.catalog.documents import MISSING, Document, Fault, KeyPath
-from metering.catalog.fields import instant_text
-from metering.catalog.objects import (
-    ANY,
-    OTHER_METERS,
-    CapacityContract,
-    CatalogObject,
-    Contract,
-    CostBook,
-    Customer,
-    Model,
-    PriceBook,
-    Priced,
-    Span,
-)
-from metering.meters import CONTEXT_BREAKPOINTS, METERS
-
-#: The only dimension that is computed so far; input and output dimensions fit the same shape.
-DIMENSION_ALL: Final = "all"
-
-
-@dataclass(frozen=True)
-class Placed:
-    """An object where it was read."""
-
-    item: CatalogObject
-    document: Document
-    path: KeyPath
-
-    @property
-    def line(self) -> int:
-        """The line on which the object begins."""
-        return self.document.line(self.path)
-
-    @property
-    def place(self) -> str:
-        """File and line, to point a person at it."""
-        return f"{self.document.file}:{self.line}"
-
-    def fault(self, path: KeyPath, value: object, problem: str) -> Fault:
-        """A fault at a path below this object."""
-        return self.document.fault((*self.path, *path), value, problem)
+from metering.catalog.documents import MISSING, Fault, KeyPath
+from metering.catalog.fields import COUNT_MAX, decimal_text, instant_text
+from metering.catalog.objects import Contract, CostBook, Customer, Entitlement, Model, PriceBook, Priced
+from metering.catalog.placed import Placed, breakpoint_known, ends, known, overlaps, priced_meters, spans
+from metering.catalog.shapes import ANY, CatalogObject
+from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
+from metering.catalog.supply_rules import capacity_contract, exchange_rates, supplier_commitment
+from metering.meters import METERS
 
 
 @dataclass
@@ -59,9 +23,11 @@ class Named:
     cost_books: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     served: set[tuple[str, str]] = field(default_factory=set)
+    pools: set[str] = field(default_factory=set)
+    suppliers: set[str] = field(default_factory=set)
 
-    def add(self, cls: type[CatalogObject], name: object, provider: object = None) -> None:
-        """Note the name of an object of class `cls`, whatever else is wrong with it."""
+    def add(self, cls: type[CatalogObject], name: object, seller: object = None) -> None:
+        """Note the name of an object, whatever else is wrong with it; `seller`: its provider or supplier."""
         if not isinstance(name, str):
             return
         if cls is Customer:
@@ -70,9 +36,13 @@ class Named:
             self.price_books.add(name)
         elif cls is CostBook:
             self.cost_books.add(name)
+            self.suppliers.add(str(seller))
         elif cls is Model:
             self.models.add(name)
-            self.served.add((str(provider), name))
+            self.served.add((str(seller), name))
+        elif cls is CapacityContract:
+            self.pools.add(name)
+            self.suppliers.add(str(seller))
 
 
 def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[Fault]:
@@ -84,13 +54,18 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
     for one in placed:
         item = one.item
         if isinstance(item, Customer):
-            faults += _spans(one, ("dated",), item.dated, lambda row: ())
+            faults += spans(one, ("dated",), item.dated, lambda row: ())
         elif isinstance(item, PriceBook | CostBook):
             faults += _prices(one, item.prices)
         elif isinstance(item, Contract):
             faults += _contract(one, item)
         elif isinstance(item, CapacityContract):
-            faults += _capacity(one, item)
+            faults += capacity_contract(one, item)
+        elif isinstance(item, SupplierCommitment):
+            faults += supplier_commitment(one, item)
+        elif isinstance(item, ExchangeRates):
+            faults += exchange_rates(one, item)
+    faults += _carve_outs(placed)
     faults += _contracts_of_one_customer(placed)
     if references:
         for one in placed:
@@ -100,7 +75,13 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
 
 
 def _identity(item: CatalogObject) -> tuple[str, str | None]:
-    return (item.model, item.provider) if isinstance(item, Model) else (item.object_name, None)
+    if isinstance(item, Model):
+        return item.model, item.provider
+    if isinstance(item, CostBook):
+        return item.book, item.provider
+    if isinstance(item, CapacityContract):
+        return item.pool, item.supplier
+    return item.object_name, None
 
 
 def _twice(placed: Sequence[Placed]) -> Iterator[Fault]:
@@ -117,79 +98,13 @@ def _twice(placed: Sequence[Placed]) -> Iterator[Fault]:
             first[key] = one
 
 
-def _ends(one: Placed, path: KeyPath, start: datetime, until: datetime | None) -> Iterator[Fault]:
-    if until is not None and until <= start:
-        yield one.fault(
-            (*path, "effective_until"),
-            instant_text(until),
-            f"must be later than effective_from ({instant_text(start)})",
-        )
-
-
-def _overlaps(
-    rows: Iterable[tuple[Hashable, datetime, datetime | None, Placed, KeyPath]],
-) -> Iterator[Fault]:
-    """Spans that overlap an earlier span of the same group."""
-    groups: dict[Hashable, list[tuple[datetime, datetime | None, Placed, KeyPath]]] = defaultdict(list)
-    for group, begins, ends, where, below in rows:
-        groups[group].append((begins, ends, where, below))
-    for members in groups.values():
-        members.sort(key=lambda member: member[0])
-        reaching = members[0]
-        for member in members[1:]:
-            before_start, before_until, before, before_path = reaching
-            start, until, one, path = member
-            if before_until is None or before_until > start:
-                line = before.document.line((*before.path, *before_path))
-                end = "open" if before_until is None else instant_text(before_until)
-                other = f"{before.document.file}:{line} ({instant_text(before_start)} to {end})"
-                remedy = (
-                    "keep one of them"
-                    if before_start == start
-                    else f"give that one `effective_until: {instant_text(start)}` or start this one later"
-                )
-                yield one.fault(
-                    (*path, "effective_from"),
-                    instant_text(start),
-                    f"overlaps {other}; {remedy}",
-                )
-            if before_until is not None and (until is None or until > before_until):
-                reaching = member
-
-
-Row = TypeVar("Row", bound=Span)
-
-
-def _spans(
-    one: Placed, path: KeyPath, rows: Sequence[Row], group: Callable[[Row], Hashable]
-) -> Iterator[Fault]:
-    for index, row in enumerate(rows):
-        yield from _ends(one, (*path, index), row.effective_from, row.effective_until)
-    yield from _overlaps(
-        (group(row), row.effective_from, row.effective_until, one, (*path, index))
-        for index, row in enumerate(rows)
-    )
-
-
-def _breakpoint(one: Placed, path: KeyPath, above: int) -> Iterator[Fault]:
-    if above not in (0, *CONTEXT_BREAKPOINTS):
-        known = ", ".join(str(edge) for edge in CONTEXT_BREAKPOINTS)
-        yield one.fault((*path, "above_input_tokens"), above, f"must be one of {known}; leave it out for 0")
-
-
-def priced_meters(meters: Iterable[str]) -> set[str]:
-    """The meters that a table prices or weighs: reasoning counts as output where it is not named."""
-    named = set(meters)
-    return named | {"reasoning_tokens"} if "output_tokens" in named else named
-
-
 def _prices(one: Placed, rows: Sequence[Priced]) -> Iterator[Fault]:
-    yield from _spans(
+    yield from spans(
         one, ("prices",), rows, lambda row: (row.item, row.tier, row.region, row.above_input_tokens)
     )
     for index, row in enumerate(rows):
         path: KeyPath = ("prices", index)
-        yield from _breakpoint(one, path, row.above_input_tokens)
+        yield from breakpoint_known(one, path, row.above_input_tokens)
         for meter in row.per_million:
             if meter not in METERS:
                 yield one.fault(
@@ -210,27 +125,72 @@ def _prices(one: Placed, rows: Sequence[Priced]) -> Iterator[Fault]:
 
 
 def _contract(one: Placed, contract: Contract) -> Iterator[Fault]:
-    yield from _ends(one, (), contract.effective_from, contract.effective_until)
-    rows = []
+    yield from ends(one, (), contract.effective_from, contract.effective_until)
+    fees = []
     for index, fee in enumerate(contract.fees):
         path: KeyPath = ("fees", index)
-        start = fee.effective_from or contract.effective_from
-        until = fee.effective_until or contract.effective_until
-        yield from _ends(one, path, start, until)
-        if start < contract.effective_from:
-            yield one.fault(
-                (*path, "effective_from"),
-                instant_text(start),
-                f"lies before the contract's ({instant_text(contract.effective_from)}); move one of them",
-            )
-        if contract.effective_until and until and until > contract.effective_until:
-            yield one.fault(
-                (*path, "effective_until"),
-                instant_text(until),
-                f"lies after the contract's ({instant_text(contract.effective_until)}); move one of them",
-            )
-        rows.append((fee.fee, start, until, one, path))
-    yield from _overlaps(rows)
+        start, until = yield from _within(one, path, contract, fee.effective_from, fee.effective_until)
+        fees.append((fee.fee, start, until, one, path))
+    yield from overlaps(fees)
+    promised = []
+    for index, row in enumerate(contract.entitlements):
+        path = ("entitlements", index)
+        start, until = yield from _within(one, path, contract, row.effective_from, row.effective_until)
+        promised.append(((row.pool, row.dimension), start, until, one, path))
+        yield from _promised(one, path, row)
+    yield from overlaps(promised)
+
+
+def _within(
+    one: Placed, path: KeyPath, contract: Contract, start: datetime | None, until: datetime | None
+) -> Generator[Fault, None, tuple[datetime, datetime | None]]:
+    """A span inside of a contract's, which it defaults to; returns it."""
+    start, until = start or contract.effective_from, until or contract.effective_until
+    yield from ends(one, path, start, until)
+    if start < contract.effective_from:
+        yield one.fault(
+            (*path, "effective_from"),
+            instant_text(start),
+            f"lies before the contract's ({instant_text(contract.effective_from)}); move one of them",
+        )
+    if contract.effective_until and until and until > contract.effective_until:
+        yield one.fault(
+            (*path, "effective_until"),
+            instant_text(until),
+            f"lies after the contract's ({instant_text(contract.effective_until)}); move one of them",
+        )
+    return start, until
+
+
+def _promised(one: Placed, path: KeyPath, row: Entitlement) -> Iterator[Fault]:
+    if (row.units is None) == (row.stated is None):
+        yield one.fault(
+            path,
+            MISSING if row.units is None else decimal_text(row.units),
+            "must promise either `units` of the pool or, where the contract speaks another unit, "
+            "`stated`; write one of them",
+        )
+    elif row.units_promised > COUNT_MAX:
+        yield one.fault(
+            path, decimal_text(row.units_promised), f"is more than {COUNT_MAX} units; check units_each"
+        )
+
+
+def _carve_outs(placed: Sequence[Placed]) -> Iterator[Fault]:
+    """Events name a carve-out as their pool, so its name is no pool's and in one pool only."""
+    pools = [(one, one.item) for one in placed if isinstance(one.item, CapacityContract)]
+    first: dict[str, Placed] = {}
+    names = {pool.pool: one for one, pool in pools}
+    for one, pool in pools:
+        for index, row in enumerate(pool.carve_outs):
+            taken = names.get(row.carve_out) or first.setdefault(row.carve_out, one)
+            if taken is not one or row.carve_out in names:
+                what = "a pool" if row.carve_out in names else "a carve-out of another pool"
+                yield one.fault(
+                    ("carve_outs", index, "carve_out"),
+                    row.carve_out,
+                    f"is the name of {what} ({taken.place}), and events name either; choose another name",
+                )
 
 
 def _contracts_of_one_customer(placed: Sequence[Placed]) -> Iterator[Fault]:
@@ -240,75 +200,18 @@ def _contracts_of_one_customer(placed: Sequence[Placed]) -> Iterator[Fault]:
         if isinstance(one.item, Contract) and one.item.contract not in seen:
             seen.add(one.item.contract)
             rows.append((one.item.customer, one.item.effective_from, one.item.effective_until, one, ()))
-    yield from _overlaps(rows)
-
-
-def _capacity(one: Placed, pool: CapacityContract) -> Iterator[Fault]:
-    if pool.idle_policy != "none":
-        yield one.fault(
-            ("idle_policy",),
-            pool.idle_policy,
-            "is not computed yet: idle capacity stays a line of its own; write none",
-        )
-    names = [dimension.dimension for dimension in pool.dimensions]
-    if names != [DIMENSION_ALL]:
-        yield one.fault(
-            ("dimensions",),
-            ", ".join(names),
-            f"only a single dimension named {DIMENSION_ALL} is computed yet; write one with that name",
-        )
-    if sum(dimension.fee_share_ratio for dimension in pool.dimensions) != 1:
-        yield one.fault(
-            ("dimensions",), MISSING, "the fee_share_ratio of a pool's dimensions must sum to exactly 1"
-        )
-    yield from _spans(one, ("steps",), pool.steps, lambda row: ())
-    for index, step in enumerate(pool.steps):
-        for name in sorted(set(names) ^ set(step.units)):
-            problem = (
-                f"no units are given for dimension {name}; add them"
-                if name in names
-                else f"there is no dimension {name}; it has {', '.join(names)}"
-            )
-            yield one.fault(("steps", index, "units"), name, problem)
-    for place, dimension in enumerate(pool.dimensions):
-        path: KeyPath = ("dimensions", place)
-        if dimension.unit_burn_per_minute == 0:
-            yield one.fault((*path, "unit_burn_per_minute"), 0, "must be more than 0")
-        rows = []
-        for index, table in enumerate(dimension.burndown):
-            here: KeyPath = (*path, "burndown", index)
-            yield from _ends(one, here, table.effective_from, table.effective_until)
-            yield from _breakpoint(one, here, table.above_input_tokens)
-            for model in table.models:
-                group = (model, table.above_input_tokens)
-                rows.append((group, table.effective_from, table.effective_until, one, here))
-            yield from _weights(one, here, table.weights)
-        yield from _overlaps(rows)
-
-
-def _weights(one: Placed, path: KeyPath, weights: Mapping[str, object]) -> Iterator[Fault]:
-    for meter in weights:
-        if meter not in (*METERS, OTHER_METERS):
-            yield one.fault(
-                (*path, "weights", meter), meter, f"is not a meter; meters are {', '.join(METERS)}"
-            )
-    lacking = [meter for meter in METERS if meter not in priced_meters(weights)]
-    if lacking and OTHER_METERS not in weights:
-        yield one.fault(
-            (*path, "weights"),
-            MISSING,
-            f"has no weight for {', '.join(lacking)}; name them, or say `{OTHER_METERS}: 0`",
-        )
+    yield from overlaps(rows)
 
 
 def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
     customers = {one.item.customer: one.item for one in placed if isinstance(one.item, Customer)}
     books = {one.item.book: one.item for one in placed if isinstance(one.item, CostBook)}
+    pools = {one.item.pool: one.item for one in placed if isinstance(one.item, CapacityContract)}
     for one in placed:
         item = one.item
         if isinstance(item, Contract):
-            yield from _known(one, ("customer",), item.customer, named.customers, "customer")
-            yield from _known(one, ("price_book",), item.price_book, named.price_books, "price book")
+            yield from known(one, ("customer",), item.customer, named.customers, "customer")
+            yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
             if item.customer in customers:
                 starts = min(row.effective_from for row in customers[item.customer].dated)
                 if item.effective_from < starts:
@@ -317,8 +220,14 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
                         instant_text(item.effective_from),
                         f"lies before the customer's first dated entry ({instant_text(starts)}); move one",
                     )
+            for index, promise in enumerate(item.entitlements):
+                yield from known(one, ("entitlements", index, "pool"), promise.pool, named.pools, "pool")
+                if promise.pool in pools:
+                    yield from _entitled(one, ("entitlements", index), promise, pools[promise.pool])
+        elif isinstance(item, SupplierCommitment):
+            yield from known(one, ("supplier",), item.supplier, named.suppliers, "supplier")
         elif isinstance(item, Model) and item.cost_book is not None:
-            yield from _known(one, ("cost_book",), item.cost_book, named.cost_books, "cost book")
+            yield from known(one, ("cost_book",), item.cost_book, named.cost_books, "cost book")
             if item.cost_book in books and books[item.cost_book].provider != item.provider:
                 yield one.fault(
                     ("cost_book",),
@@ -335,14 +244,31 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
                         f"provider {item.provider} serves no such model; list it under models",
                     )
         elif isinstance(item, CapacityContract):
+            if item.on_demand_book is not None:
+                yield from known(one, ("on_demand_book",), item.on_demand_book, named.cost_books, "cost book")
             for place, dimension in enumerate(item.dimensions):
                 for index, table in enumerate(dimension.burndown):
                     for position, model in enumerate(table.models):
                         path: KeyPath = ("dimensions", place, "burndown", index, "models", position)
-                        yield from _known(one, path, model, named.models | {ANY}, "model")
+                        yield from known(one, path, model, named.models | {ANY}, "model")
 
 
-def _known(one: Placed, path: KeyPath, name: str, known: set[str], what: str) -> Iterator[Fault]:
-    if name not in known:
-        listed = ", ".join(sorted(known)[:8]) + (", ..." if len(known) > 8 else "")
-        yield one.fault(path, name, f"no such {what} in this catalog; known are {listed or 'none'}")
+def _entitled(one: Placed, path: KeyPath, row: Entitlement, pool: CapacityContract) -> Iterator[Fault]:
+    names = [dimension.dimension for dimension in pool.dimensions]
+    if row.dimension is None and len(names) > 1:
+        yield one.fault(
+            (*path, "dimension"), MISSING, f"is required: pool {pool.pool} has {', '.join(names)}; add it"
+        )
+    elif row.dimension is not None:
+        yield from known(one, (*path, "dimension"), row.dimension, names, f"dimension of pool {pool.pool}")
+    if row.unit is not None and row.unit != pool.unit:
+        yield one.fault(
+            (*path, "unit"),
+            row.unit,
+            f"pool {pool.pool} is measured in {pool.unit}; write `stated` with how many {pool.unit} one "
+            f"{row.unit} is (units_each) and why",
+        )
+    if row.stated is not None and row.stated.unit == pool.unit:
+        yield one.fault(
+            (*path, "stated", "unit"), row.stated.unit, "is the pool's own unit; write `units` without stated"
+        )
