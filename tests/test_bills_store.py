@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 
+import psycopg
 import pytest
 
 from metering.bills.document import Bill, BillLine
@@ -107,7 +108,7 @@ def differences(settings: Settings, as_of: int | None = None) -> dict[str, str]:
 
 
 def test_documents_are_known_as_of_a_watermark_and_verify_sees_every_change(
-    settings: Settings, ledger: Ledger
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger.batch(ledger.intake(), [Event("2026-10-31T10:00:00")])
     pin(settings)
@@ -116,6 +117,16 @@ def test_documents_are_known_as_of_a_watermark_and_verify_sees_every_change(
     entry = bills.Entry(first, 1, OCTOBER, "october.csv", "")
     assert enter(settings, entry, bills.Entry(other, 1, NOVEMBER, "october.csv", "")) == [1, 2]
     pin(settings)
+    stood = amounts(settings, None)
+
+    def die(*arguments: object) -> None:
+        raise psycopg.OperationalError("the process died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bills, "_insert", die)
+        with pytest.raises(psycopg.OperationalError):
+            enter(settings, bills.Entry(other, 2, NOVEMBER, "again.csv", "never"))
+    assert amounts(settings, None) == stood
     corrected = bill(line("1", "90"), line("2", "-5", category="credit"))
     assert enter(settings, bills.Entry(corrected, 2, NOVEMBER, "again.csv", "wrong price")) == [3]
 

@@ -47,6 +47,8 @@ class Planned:
         if self.before is None:
             lines = f"{len(self.bill.lines):,} lines"
             return f"{self.bill.name}: new, {lines}, {total}, posted to {self.posted_month:%Y-%m}"
+        if not self.changes:
+            return f"{self.bill.name}: nothing differs from revision {self.before.revision}"
         was = f"{shortest(self.before.bill.total):,f} {self.before.bill.currency}"
         return (
             f"{self.bill.name}: revision {self.revision}, {len(self.changes):,} lines differ, {was} becomes {total}; "
@@ -128,8 +130,8 @@ def _planned(
     if before is not None:
         default = before.posted_month
     else:
-        # not before the service, unless it is billed ahead; and never in a month yet to come
-        default = min(min(line.service_from for line in bill.lines), now).date().replace(day=1)
+        # where the service of its latest line begins, but for what is billed ahead: never in a month yet to come
+        default = min(max(line.service_from for line in bill.lines), now).date().replace(day=1)
     month = bill.posted_month or (max(default, first_open) if first_open else default)
     one = Planned(bill, len(known) + 1, month, before)
     refused = []

@@ -93,13 +93,17 @@ def add(
 @app.command("list")
 def list_bills(form: str = FormatOption) -> None:
     """List every document and revision, the newest first."""
+    from metering.bills.document import shortest
     from metering.settings import settings
     from metering.store.bills import listed
     from metering.store.postgres import reading
     from workers.loop import database_errors
 
     with database_errors(), reading(settings()) as connection:
-        rows = listed(connection)
+        rows = [
+            {**row, "amount": shortest(row["amount"]), "posted_month": f"{row['posted_month']:%Y-%m}"}
+            for row in listed(connection)
+        ]
     show(rows, form, empty="no bill was entered; `metering bills add FILE` enters one")
 
 

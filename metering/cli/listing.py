@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID
 
@@ -81,7 +82,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption="times are UTC", caption_justify="left")
     for name, value in rows[0].items():
-        table.add_column(name.replace("_", " "), justify="right" if isinstance(value, int) else "left")
+        table.add_column(
+            name.replace("_", " "), justify="right" if isinstance(value, int | Decimal) else "left"
+        )
     for row in rows:
         table.add_row(
             *(
@@ -95,6 +98,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: as_text(value) if isinstance(value, datetime | date | UUID | bytes) else value
+        # an amount is a text: a number would be read as a float
+        name: as_text(value) if isinstance(value, datetime | date | UUID | bytes | Decimal) else value
         for name, value in facts.items()
     }
