@@ -226,3 +226,5 @@ def test_obligations_stand_at_the_cut(ledger: Ledger, run: Run) -> None:
         "Obligations to suppliers at 2026-11-22T20:45Z"
         in run("report", "obligations", "--period", "2026-11").stdout
     )
+    later = run("report", "obligations", "--period", "2027-01")
+    assert "(nothing of the period is complete yet)" in later.stdout

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from metering.core import closure as core
 from metering.core.costs import costs
 from metering.core.exchange import rates
-from metering.core.obligations import committed_since, obligations
+from metering.core.obligations import OBLIGATIONS, committed_since, obligations
 from metering.delivery import columns
 from metering.delivery.report import Column, Provenance, Report, instant, select
 from metering.delivery.tables import money
@@ -289,8 +289,11 @@ def obligations_report(
     if supplier is not None:
         _refuse_unknown(supplier, books)
     until = provenance.cut.until
-    served = read_served(connection, committed_since(books, until), until, as_of)
-    rows = obligations(served, books, until, settings.run_rate_days)
+    since = committed_since(books, until)
+    rows = OBLIGATIONS.empty()
+    if provenance.cut.minutes:
+        served = read_served(connection, since, until, as_of)
+        rows = obligations(served, books, until, settings.run_rate_days)
     if supplier is not None:
         rows = rows.filter(pl.col("supplier") == supplier)
     declared = [column.name for column in columns.OBLIGATIONS]
@@ -303,7 +306,9 @@ def obligations_report(
         total=rows.clear(),
         provenance=provenance,
         notes=tuple(_warnings(rows, settings)),
-        empty="nothing is committed to a supplier, and no pool was bought",
+        empty="nothing of the period is complete yet"
+        if not provenance.cut.minutes
+        else "nothing is committed to a supplier, and no pool was bought",
     )
 
 
