@@ -24,6 +24,15 @@ cost_books:
       - model: large
         effective_from: 2026-01-01
         per_million: {uncached_input_tokens: 2, output_tokens: 10}
+supplier_commitments:
+  - commitment: spend
+    supplier: own
+    currency: USD
+    draws: on_demand
+    shortfall_rule: true_up
+    shortfall_ratio: 0.5
+    tranches:
+      - {effective_from: 2026-11-01, effective_until: 2026-12-01, amount: 20}
 """
 
 
@@ -211,12 +220,22 @@ def test_cost_closes_to_the_bills_and_says_what_is_missing(
 
 def test_obligations_stand_at_the_cut(ledger: Ledger, run: Run) -> None:
     read = json.loads(run("report", "obligations", "--period", "2026-11", "--format", "json").stdout)
-    row = read["rows"][0]
+    row, spend = read["rows"]
     assert (row["supplier"], row["obligation"], row["kind"], row["state"]) == (
         "northstar",
         "block",
         "pool",
         "open",
+    )
+    # 3.42 rated in the three days that have usage: 1.14 a day until the end, rounded down
+    drawn, left = Decimal("3.42"), 30 - Decimal(21 * 96 + 83) / 96
+    projected = Decimal(spend["projected"])
+    assert (Decimal(spend["drawn"]), Decimal(spend["run_rate_per_day"])) == (drawn, Decimal("1.14"))
+    assert abs(projected - drawn - drawn / 3 * left) < Decimal("0.0001")
+    assert Decimal(spend["shortfall_cost"]) == (20 - projected) / 2
+    assert (
+        "spend until 2026-12-01T00:00Z: at the present rate 7.31 USD short, which costs 3.65"
+        in read["notes"][0]
     )
     # ten whole months, and the part of November up to the cut
     share = Decimal(21 * 96 + 83) / (30 * 96)
