@@ -24,11 +24,11 @@ endef
 export ERASE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults lint format types imports migrations check bench fuzz clean
+.PHONY: help setup demo test faults lint format types imports migrations check bench fuzz oracle clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nPYTHON=python3.12 chooses another Python (3.11 or newer); ARGS=... is handed to demo, test, faults, bench and fuzz.\n'
+	@printf '\nPYTHON=python3.12 chooses another Python (3.11 or newer); ARGS=... is handed to demo, test, faults, bench, fuzz and oracle.\n'
 
 setup: $(VENV)/.for-development ## Make .venv with everything for development (once, a minute or two)
 	@:
@@ -66,6 +66,9 @@ bench: setup ## Measure ingest against raw COPY (a few minutes)
 
 fuzz: setup ## Fuzz the decoder against an oracle, 10 minutes (ARGS="--minutes 60 --seed 7")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+oracle: setup ## The supply side against a slow second implementation, 1,000 random worlds (ARGS="--worlds 5000")
+	@$(BIN)/python -m tests.oracle $(ARGS)
 
 clean: ## Stop and erase the sandbox, remove .venv, builds and caches (var/cache and exports stay)
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -c "$$ERASE" "$${METERING_SANDBOX_DIR:-var/sandbox}" var/test-sandbox*; fi
