@@ -126,7 +126,13 @@ def _fee_or_by_dimension(value: object) -> Decimal | dict[str, Decimal]:
         return _fee(value)
     if not value:
         raise refused("must not be empty; give one amount, or one for each dimension")
-    return {_name(dimension): _fee(amount) for dimension, amount in value.items()}
+    fees = {}
+    for dimension, amount in value.items():
+        try:
+            fees[_name(dimension)] = _fee(amount)
+        except PydanticCustomError as error:
+            raise refused(f"{dimension} {error.message()}") from None
+    return fees
 
 
 def _fee_text(fee: Decimal | dict[str, Decimal]) -> str | dict[str, str]:

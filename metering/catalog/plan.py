@@ -169,9 +169,8 @@ def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(content, list) and any(isinstance(row, Mapping) for row in content):
         for row in content:
             named = [_scalar(row[name]) for name in _ROW_NAMES if name in row]
-            label = " ".join(
-                ["/".join(named), f"from {row['effective_from']}" if "effective_from" in row else ""]
-            )
+            since = [f"from {row['effective_from']}"] if "effective_from" in row else []
+            label = " ".join([part for part in ("/".join(named), *since) if part])
             rest = {key: value for key, value in row.items() if key not in (*_ROW_NAMES, "effective_from")}
             yield from _leaves(rest, f"{path} {label}".strip())
     else:

@@ -1,6 +1,6 @@
 """What must hold inside an object and between objects, beyond the type of each field."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -51,6 +51,7 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
     With `references` false (a file could not be read) names are not looked up: what is missing may be there.
     """
     faults = list(_twice(placed))
+    pools = {one.item.pool: one.item for one in placed if isinstance(one.item, CapacityContract)}
     for one in placed:
         item = one.item
         if isinstance(item, Customer):
@@ -58,7 +59,7 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
         elif isinstance(item, PriceBook | CostBook):
             faults += _prices(one, item.prices)
         elif isinstance(item, Contract):
-            faults += _contract(one, item)
+            faults += _contract(one, item, pools)
         elif isinstance(item, CapacityContract):
             faults += capacity_contract(one, item)
         elif isinstance(item, SupplierCommitment):
@@ -124,7 +125,7 @@ def _prices(one: Placed, rows: Sequence[Priced]) -> Iterator[Fault]:
                 break
 
 
-def _contract(one: Placed, contract: Contract) -> Iterator[Fault]:
+def _contract(one: Placed, contract: Contract, pools: Mapping[str, CapacityContract]) -> Iterator[Fault]:
     yield from ends(one, (), contract.effective_from, contract.effective_until)
     fees = []
     for index, fee in enumerate(contract.fees):
@@ -136,7 +137,9 @@ def _contract(one: Placed, contract: Contract) -> Iterator[Fault]:
     for index, row in enumerate(contract.entitlements):
         path = ("entitlements", index)
         start, until = yield from _within(one, path, contract, row.effective_from, row.effective_until)
-        promised.append(((row.pool, row.dimension), start, until, one, path))
+        dimensions = pools[row.pool].dimensions if row.pool in pools else []
+        only = dimensions[0].dimension if len(dimensions) == 1 else None
+        promised.append(((row.pool, row.dimension or only), start, until, one, path))
         yield from _promised(one, path, row)
     yield from overlaps(promised)
 

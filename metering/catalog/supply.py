@@ -116,7 +116,7 @@ class Undelivered(Strict):
 
 
 class FeeTerm(NamedTuple):
-    """One fee of a pool with its span as written, and where in the contract it is written."""
+    """One fee of a pool with the span in which it is due, and where in the contract it is written."""
 
     fee: str
     dimension: str | None
@@ -176,20 +176,40 @@ class CapacityContract(CatalogObject):
         return self.runs_until if until == self.term_until else until
 
     def fee_terms(self) -> Iterator[FeeTerm]:
-        """Every fee with its span as written: those of the steps, then those of the contract."""
+        """Every fee: those of the steps, then those of the contract.
+
+        With a renewal the monthly and unit fees of the last step run on, and those of the contract that name
+        no end. A fee per unit is of the one dimension that there is, unless it names another.
+        """
+        only = self.dimensions[0].dimension if len(self.dimensions) == 1 else None
         for index, step in enumerate(self.steps):
             for field, (fee, per) in STEP_FEES.items():
                 given = getattr(step, field)
-                amounts = given if isinstance(given, dict) else {None: given}
-                for dimension, amount in amounts.items():
+                until = step.effective_until if per == "span" else self.runs_on(step.effective_until)
+                for dimension, amount in (given if isinstance(given, dict) else {None: given}).items():
                     if amount is not None:
-                        span = (step.effective_from, step.effective_until)
-                        path = ("steps", index, field)
-                        yield FeeTerm(fee, dimension, amount, per, self.currency, *span, path)
+                        yield FeeTerm(
+                            fee=fee,
+                            dimension=dimension or (only if per in PER_UNIT else None),
+                            amount=amount,
+                            per=per,
+                            currency=self.currency,
+                            effective_from=step.effective_from,
+                            effective_until=until,
+                            path=("steps", index, field),
+                        )
         for index, row in enumerate(self.fees):
-            span = (row.effective_from or self.term_from, row.effective_until or self.term_until)
-            currency = row.currency or self.currency
-            yield FeeTerm(row.fee, row.dimension, row.amount, row.per, currency, *span, path=("fees", index))
+            yield FeeTerm(
+                fee=row.fee,
+                dimension=row.dimension or (only if row.per in PER_UNIT else None),
+                amount=row.amount,
+                per=row.per,
+                currency=row.currency or self.currency,
+                effective_from=row.effective_from or self.term_from,
+                effective_until=row.effective_until
+                or (self.term_until if row.per == "span" else self.runs_until),
+                path=("fees", index),
+            )
 
     def canonical(self) -> "CapacityContract":
         def order(row: Burndown) -> tuple[list[str], int, datetime]:

@@ -12,7 +12,6 @@ from metering.catalog.shapes import ANY
 from metering.catalog.spans import Interval, interval, minus, span_columns
 from metering.catalog.supply import (
     OTHER_METERS,
-    PER_UNIT,
     Burndown,
     CapacityContract,
     Dimension,
@@ -111,15 +110,11 @@ def _steps(pool: CapacityContract, entry: Entry) -> Iterator[Row]:
 def _fees(pool: CapacityContract, entry: Entry) -> Iterator[Row]:
     for fee in pool.fee_terms():
         whole = fee.per == "span"
-        until = fee.effective_until if whole else pool.runs_on(fee.effective_until)
-        dimension = fee.dimension
-        if dimension is None and fee.per in PER_UNIT:
-            dimension = pool.dimensions[0].dimension
-        for span in _begun(fee.effective_from, until, entry.ended_at, whole=whole):
+        for span in _begun(fee.effective_from, fee.effective_until, entry.ended_at, whole=whole):
             yield {
                 "pool": pool.pool,
                 "fee": fee.fee,
-                "dimension": dimension,
+                "dimension": fee.dimension,
                 "amount": fee.amount,
                 "per": fee.per,
                 "currency": fee.currency,

@@ -352,11 +352,16 @@ def supplier_commitment(one: Placed, commitment: SupplierCommitment) -> Iterator
                 "the tranches of a commitment are all in money or all in one unit; write two commitments",
             )
     if commitment.shortfall_rule != "roll_over":
-        for field in ("roll_over_cap_ratio", "roll_over_until"):
-            if getattr(commitment, field) is not None:
+        given = {
+            "roll_over_cap_ratio": commitment.roll_over_cap_ratio
+            and decimal_text(commitment.roll_over_cap_ratio),
+            "roll_over_until": commitment.roll_over_until and instant_text(commitment.roll_over_until),
+        }
+        for field, value in given.items():
+            if value is not None:
                 yield one.fault(
                     (field,),
-                    MISSING,
+                    value,
                     f"only holds with `shortfall_rule: roll_over`, not {commitment.shortfall_rule}",
                 )
     elif commitment.roll_over_until is not None:
