@@ -437,6 +437,24 @@ class Books:
     bill_lines: pl.DataFrame = field(default_factory=BILL_LINES.empty)
 
 
+#: Requests that were turned away, once each: the first refusal of every customer and request_id.
+REFUSED_REQUESTS: Final = Frame(
+    "REFUSED_REQUESTS",
+    {
+        "occurred_at": INSTANT,
+        "customer": pl.String,
+        "request_id": pl.String,
+        "pool": pl.String,
+        "model": pl.String,
+        "tier_sold": pl.String,
+        "region": pl.String,
+        "estimated_input_tokens": pl.Int32,
+        "estimated_output_tokens": pl.Int32,
+    },
+    key=("customer", "request_id"),
+    nullable=frozenset({"model", "tier_sold", "region", "estimated_input_tokens", "estimated_output_tokens"}),
+)
+
 # ---- events, between the decoder and the ledger -------------------------------------------------------
 
 #: One row per event as the producer sent it: counts by the producer's convention.
