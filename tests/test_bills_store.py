@@ -7,6 +7,8 @@ from decimal import Decimal
 
 import psycopg
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metering.bills.document import Bill, BillLine
 from metering.bills.revisions import Revision, changes, postings
@@ -67,6 +69,39 @@ def test_a_correction_posts_its_differences_and_leaves_what_stood() -> None:
     ]  # fmt: skip
 
 
+_LINES = st.dictionaries(
+    st.sampled_from("123"), st.tuples(st.integers(0, 9), st.sampled_from(["block-a", "block-b"]))
+)
+
+
+@given(st.lists(st.tuples(_LINES, st.sampled_from([OCTOBER, NOVEMBER, DECEMBER])), min_size=1, max_size=6))
+def test_what_is_posted_until_a_month_is_what_its_last_revision_said(
+    said: list[tuple[dict[str, tuple[int, str]], date]],
+) -> None:
+    months = sorted(month for _, month in said)
+    revisions = [
+        Revision(
+            number, month, bill(*(line(name, str(amount), of=of) for name, (amount, of) in lines.items()))
+        )
+        for number, ((lines, _), month) in enumerate(zip(said, months, strict=True), 1)
+    ]
+    found = postings(revisions)
+    assert len({posting.line.line for posting in found}) == len(found)
+    for until in (OCTOBER, NOVEMBER, DECEMBER):
+        last = [revision.bill for revision in revisions if revision.month <= until]
+        posted: dict[str, Decimal] = {}
+        for posting in found:
+            if posting.month <= until:
+                of = str(posting.line.object)
+                posted[of] = posted.get(of, Decimal(0)) + posting.line.amount
+        expected: dict[str, Decimal] = {}
+        for one in last[-1].lines if last else ():
+            expected[str(one.object)] = expected.get(str(one.object), Decimal(0)) + one.amount
+        assert {of: amount for of, amount in posted.items() if amount} == {
+            of: amount for of, amount in expected.items() if amount
+        }
+
+
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     return read_settings(database_url=database_url)
@@ -113,7 +148,7 @@ def test_documents_are_known_as_of_a_watermark_and_verify_sees_every_change(
     ledger.batch(ledger.intake(), [Event("2026-10-31T10:00:00")])
     pin(settings)
     first = bill(line("1", "100"), line("2", "-5", category="credit"))
-    other = bill(line("1", "3"), document="INV-2")
+    other = bill(replace(line("1", "3"), description='of "any", \n or none'), document="INV-2")
     entry = bills.Entry(first, 1, OCTOBER, "october.csv", "")
     assert enter(settings, entry, bills.Entry(other, 1, NOVEMBER, "october.csv", "")) == [1, 2]
     pin(settings)
@@ -137,6 +172,12 @@ def test_documents_are_known_as_of_a_watermark_and_verify_sees_every_change(
         before[0], ("INV-1", "1 (revision 2)", -10, NOVEMBER), *before[1:],
     ]  # fmt: skip
     with postgres.reading(settings) as connection:
+        (described,) = bills.read_bill_lines(connection, 2).filter(document="INV-2").rows(named=True)
+        assert described["description"] == 'of "any", \n or none'
+        assert (described["object"], described["service_from"], described["service_until"]) == (
+            "block-a",
+            *SPAN,
+        )
         kept = bills.revisions(connection, "northwind", "INV-1")
         assert bills.suppliers_of(connection, "INV-1") == ["northwind"]
         assert [row["amount"] for row in bills.listed(connection)] == [85, 3, 95]

@@ -149,7 +149,11 @@ def _planned(
             f"{bill.name}: it was entered {before.added_at:%Y-%m-%d %H:%M:%S} UTC with other content; if this one is "
             "right, give --correction and --reason"
         )
-    if first_open is not None and month < first_open:
+    if month > now.date():
+        refused.append(
+            f"{bill.name}: posted_month {month:%Y-%m} is yet to come; a bill is posted when it is known"
+        )
+    elif first_open is not None and month < first_open:
         refused.append(
             f"{bill.name}: posted_month {month:%Y-%m} is closed, and takes no postings; the first open month is "
             f"{first_open:%Y-%m}"

@@ -17,11 +17,12 @@ from sqlalchemy import Connection, text
 from metering.bills.document import Bill, BillLine
 from metering.bills.revisions import Revision, postings
 from metering.errors import BadInput, Fenced
-from metering.frames import BILL_LINES
+from metering.frames import BILL_LINES, INSTANT
 from metering.store.as_of import Scope, everything
 from metering.store.chain import CHAIN_VERSION, batch_head, head
+from metering.store.ledger_rows import copy_stream
 from metering.store.positions import Claim
-from metering.store.postgres import KNOWLEDGE
+from metering.store.postgres import KNOWLEDGE, driver
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LINE: Final = (
@@ -78,13 +79,17 @@ def read_bill_lines(connection: Connection, as_of: int | None) -> pl.DataFrame:
 
     `as_of`: the documents whose position the watermark had pinned, or None for all.
     """
-    by_document = defaultdict(list)
-    for entered in _entered(connection, as_of):
-        by_document[entered.bill.supplier, entered.bill.document].append(entered)
+    several = connection.execute(
+        text(
+            "SELECT supplier, document FROM bills WHERE bill_id <= :until GROUP BY 1, 2 "
+            "HAVING min(posted_month) < max(posted_month) ORDER BY 1, 2"
+        ),
+        {"until": (until := _until(connection, as_of))},
+    ).all()
     rows = []
-    for (supplier, document), all_of_it in by_document.items():
-        revisions = [Revision(one.revision, one.posted_month, one.bill) for one in all_of_it]
-        for posting in postings(revisions):
+    for supplier, document in several:
+        found = [one for one in revisions(connection, supplier, document) if one.bill_id <= until]
+        for posting in postings([Revision(one.revision, one.posted_month, one.bill) for one in found]):
             line = posting.line
             rows.append(
                 (
@@ -106,7 +111,41 @@ def read_bill_lines(connection: Connection, as_of: int | None) -> pl.DataFrame:
                     ),
                 )
             )
-    return BILL_LINES.conform(pl.DataFrame(rows, schema=dict(BILL_LINES.columns), orient="row"))
+    over_months = pl.DataFrame(rows, schema=dict(BILL_LINES.columns), orient="row")
+    return BILL_LINES.conform(pl.concat([_of_one_month(connection, until), over_months]))
+
+
+def _until(connection: Connection, as_of: int | None) -> int:
+    """The number of the last bill as of a watermark (None: of all)."""
+    query = (
+        "SELECT coalesce(max(bill_id), 0) FROM bills"
+        if as_of is None
+        else "SELECT coalesce(max((at->>'next_sequence')::bigint), 0) FROM watermarks, "
+        "jsonb_array_elements(positions) AS at WHERE watermark_id = :watermark AND at->>'kind' = 'bills'"
+    )
+    last: int = connection.execute(text(query), {"watermark": as_of}).scalar_one()
+    return last
+
+
+def _of_one_month(connection: Connection, until: int) -> pl.DataFrame:
+    """Lines of documents all of whose revisions are posted to one month: as the last revision says."""
+    instants = [name for name, dtype in BILL_LINES.columns.items() if dtype == INSTANT]
+    texts = [name for name, dtype in BILL_LINES.columns.items() if dtype == pl.String]
+    columns = ", ".join(
+        f"(extract(epoch FROM {name}) * 1000000)::bigint" if name in instants else name
+        for name in BILL_LINES.columns
+    )
+    query = (
+        f"SELECT {columns} FROM bill_lines JOIN (SELECT *, max(revision) OVER of_document AS last_revision, "
+        "min(posted_month) OVER of_document AS first_month, max(posted_month) OVER of_document AS last_month "
+        f"FROM bills WHERE bill_id <= {until} WINDOW of_document AS (PARTITION BY supplier, document)) b "
+        "USING (bill_id) WHERE revision = last_revision AND first_month = last_month"
+    )
+    # CSV quotes every text, so that '' is not taken for a missing one
+    stream = b"".join(copy_stream(driver(connection), query, f"FORMAT csv, FORCE_QUOTE ({', '.join(texts)})"))
+    schema = {name: pl.Int64() if name in instants else dtype for name, dtype in BILL_LINES.columns.items()}
+    lines = pl.read_csv(stream, has_header=False, schema=schema) if stream else pl.DataFrame(schema=schema)
+    return lines.with_columns(pl.col(name).cast(INSTANT) for name in instants)
 
 
 def revisions(connection: Connection, supplier: str, document: str) -> list[Entered]:
@@ -114,7 +153,6 @@ def revisions(connection: Connection, supplier: str, document: str) -> list[Ente
     return list(
         _entered(
             connection,
-            None,
             "supplier = :supplier AND document = :document",
             {"supplier": supplier, "document": document},
         )
@@ -145,18 +183,11 @@ def listed(connection: Connection) -> list[dict[str, Any]]:
 
 def _entered(
     connection: Connection,
-    as_of: int | None,
     condition: str = "true",
     values: dict[str, Any] | None = None,
     scope: Scope = everything,
 ) -> Iterator[Entered]:
     """Revisions in the order in which they were entered."""
-    if as_of is not None:
-        condition += (
-            " AND bill_id <= (SELECT coalesce(max((at->>'next_sequence')::bigint), 0) FROM watermarks, "
-            "jsonb_array_elements(positions) AS at WHERE watermark_id = :watermark AND at->>'kind' = 'bills')"
-        )
-        values = {**(values or {}), "watermark": as_of}
     lines: dict[int, list[BillLine]] = defaultdict(list)
     query = f"SELECT bill_id, {', '.join(_LINE)} FROM bill_lines JOIN bills USING (bill_id) WHERE {condition}"
     for bill_id, *values_of_line in connection.execute(text(scope(query)), values or {}):
@@ -289,7 +320,7 @@ def first_difference(connection: Connection, scope: Scope = everything) -> tuple
     lines = connection.execute(text(scope("SELECT count(*) FROM bill_lines"))).scalar_one()
     seen = 0
     difference = None
-    for entered in _entered(connection, None, scope=scope):
+    for entered in _entered(connection, scope=scope):
         row = kept[entered.bill_id]
         seen += len(entered.bill.lines)
         name = f"bill {entered.bill_id} ({entered.bill.name}, revision {entered.revision})"
