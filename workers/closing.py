@@ -289,7 +289,7 @@ def obligations_report(
     if supplier is not None:
         _refuse_unknown(supplier, books)
     until = provenance.cut.until
-    since = committed_since(books, until)
+    since = committed_since(books, until, settings.run_rate_days)
     rows = OBLIGATIONS.empty()
     if provenance.cut.minutes:
         served = read_served(connection, since, until, as_of)

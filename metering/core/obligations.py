@@ -52,10 +52,10 @@ _ONE: Final = 10**12
 _ITEM: Final = ["holder", "commitment", "effective_from", "rolled"]
 
 
-def committed_since(books: Books, until: datetime) -> datetime:
-    """The start of the first tranche of any commitment: what was used since then decides what is left."""
+def committed_since(books: Books, until: datetime, run_rate_days: int) -> datetime:
+    """Since when usage decides what is left of commitments, and what the run rate is; `until` without any."""
     first = books.supplier_commitments["effective_from"].min()
-    return min(first, until) if isinstance(first, datetime) else until
+    return min(first, until - run_rate_days * DAY) if isinstance(first, datetime) else until
 
 
 def obligations(served: pl.DataFrame, books: Books, until: datetime, run_rate_days: int) -> pl.DataFrame:
@@ -94,7 +94,8 @@ def _commitments(served: pl.DataFrame, books: Books, until: datetime, run_rate_d
         {*terms["effective_from"], *terms["effective_until"], *terms["roll_over_until"].drop_nulls()}
     )
     last: datetime = edges[-1]
-    eligible = _eligible(served, books, terms, Period("so far", edges[0], max(until, edges[0])), edges)
+    since = committed_since(books, until, run_rate_days)
+    eligible = _eligible(served, books, terms, Period("so far", since, until), edges)
     now = draw_down(tranches, eligible, until)
     days = _days_known(eligible, until, run_rate_days)
     ahead = _ahead(eligible, books, terms, until, last, days, edges)

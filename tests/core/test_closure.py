@@ -1,12 +1,13 @@
 """Closure by hand: what customers cost, what nobody used, and what was billed; and that it always closes."""
 
+from dataclasses import replace
 from decimal import Decimal
 from random import Random
 from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metering.core.closure import (
@@ -21,12 +22,15 @@ from metering.core.closure import (
     spread,
     whole_months,
 )
+from metering.core.costs import costs as compute
 from metering.frames import BILL_LINES, EXCHANGE_RATES, POOLS, Books
 from metering.money import QUANTUM
-from metering.periods import Period, parse_period
+from metering.periods import QUARTER, Period, parse_period
 from metering.results import COSTS, RECOGNISED
 from tests.core.example_books import books as example_books
 from tests.core.example_books import prices, usage
+from tests.core.worlds import PERIOD as WORLD
+from tests.core.worlds import START, World, supplied
 from tests.text_tables import check, instant, read
 
 MARCH = parse_period("2026-03")
@@ -289,6 +293,30 @@ def test_a_bill_by_day_gives_the_capture_rate_of_each_day_and_names_what_it_leav
     )
 
 
+def test_of_two_charges_for_the_same_usage_the_one_with_the_shorter_span_bills_it() -> None:
+    done = close(
+        costs("day | customer | kind | cost_on_demand\n 2026-03-01 | acme | paying | 10\n"
+              "2026-03-02 | acme | paying | 20"),
+        rated("slice_start | quanta\n 2026-03-01 | 10\n 2026-03-02 | 20"),
+        lines(
+            """
+            line | amount | service_from | service_until
+            1    | 30     | 2026-03-01   | 2026-03-03
+            2    |  5     | 2026-03-02   | 2026-03-03
+            """
+        ),
+        period=parse_period("2026-03-01..2026-03-03"),
+    )  # fmt: skip
+    check(
+        done.capture,
+        """
+        service_from | service_until | rated | billed | variance
+        2026-03-01   | 2026-03-03    | 10    | 30     |  20
+        2026-03-02   | 2026-03-03    | 20    |  5     | -15
+        """,
+    )
+
+
 def test_a_bill_in_another_currency_than_the_cost_book_is_not_compared_with_it() -> None:
     done = close(
         costs("customer | kind | cost_on_demand\n acme | paying | 100"),
@@ -514,3 +542,47 @@ def test_the_parts_of_a_line_are_its_amount_and_a_charge_for_a_model_is_for_it_a
         rated("model | quanta\n large | 1\n small | 1"), parts.filter(pl.col("line") == "1")
     )
     assert both.sort("model")["service_from"].to_list() == [MARCH.start, None]
+
+
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
+@given(supplied(), st.randoms(use_true_random=False))
+def test_the_costs_of_any_world_close_to_any_bills_of_its_suppliers(world: World, dice: Random) -> None:
+    suppliers = sorted(set(world.books.models["provider"]))
+    on_demand = [
+        {
+            **dict.fromkeys(BILL_LINES.columns),
+            "supplier": dice.choice(suppliers),
+            "document": f"o{number}",
+            "line": "1",
+            "category": dice.choice(["charge", "charge", "credit"]),
+            "object_kind": dice.choice(["on_demand", "on_demand", "overhead"]),
+            "object": dice.choice([None, *world.books.models["model"].to_list()]),
+            "amount": Decimal(dice.randint(-(10**14), 10**14)).scaleb(-12),
+            "currency": dice.choice(["USD", "EUR"]),
+            "service_from": START + QUARTER * dice.randint(-9, 5),
+            "service_until": START + QUARTER * dice.randint(6, 20),
+            "posted_month": START.date().replace(day=1),
+        }
+        for number in range(dice.randint(0, 4))
+    ]
+    more = BILL_LINES.conform(pl.DataFrame(on_demand, schema=dict(BILL_LINES.columns)))
+    known = replace(world.books, bill_lines=pl.concat([world.books.bill_lines, more]))
+    made = compute(
+        world.usage,
+        world.pool_usage,
+        known,
+        WORLD,
+        pool_customer_usage=world.pool_customer_usage,
+        complete_until=WORLD.until,
+    )
+    rated_cost, unrated = rate_on_demand(world.usage, known, billing_slices(known, WORLD))
+    months = Period("months", instant("2026-02-01"), instant("2026-04-01"))
+    done = closure(made.lines, made.supply.recognised, rated_cost, unrated, known, WORLD, months)
+    assert "unexplained" not in done.terms["term"].to_list()
+    by = ["supplier", "currency"]
+    terms = done.terms.group_by(by).agg(pl.col("usage", "loaded").sum())
+    here = done.documents.group_by(by).agg(pl.col("recognised_here").sum())
+    both = terms.join(here, on=by, how="full", coalesce=True, nulls_equal=True).fill_null(0)
+    assert both.select(
+        (pl.col("usage") == pl.col("loaded")).all() & (pl.col("usage") == pl.col("recognised_here")).all()
+    ).row(0) == (True,)

@@ -165,7 +165,7 @@ def test_what_ended_short_is_told_with_what_rolled_over() -> None:
         commitment  | 2026-03-01     | open  |  50       |   0   | 50        | 0       | -
         """,
     )
-    assert committed_since(known(supplier_commitments=terms), CUT) == instant("2026-01-01")
+    assert committed_since(known(supplier_commitments=terms), CUT, 28) == instant("2026-01-01")
 
 
 def test_units_are_counted_where_usage_is_and_otherwise_said_to_be_unknown() -> None:
@@ -184,5 +184,20 @@ def test_units_are_counted_where_usage_is_and_otherwise_said_to_be_unknown() -> 
         obligation | measure            | committed | drawn     | shortfall_cost
         tokens     | total_input_tokens | 4_000_000 | 3_000_000 | -
         hours      | accelerator-hour   |       100 | -         | -
+        """,
+    )
+
+
+def test_a_tranche_that_is_just_beginning_is_projected_from_what_was_used_before_it() -> None:
+    usage = served("quarter_start | uncached_input_tokens\n 2026-03-09 00:00 | 10\n 2026-03-10 00:00 | 10")
+    terms = commitments(
+        "effective_from | effective_until | amount\n 2026-03-11 | 2026-03-31 | 150", draws="on_demand"
+    )
+    found = obligations(usage, known(supplier_commitments=terms), CUT, 2)
+    check(
+        found.filter(pl.col("kind") == "commitment"),
+        """
+        state | drawn | run_rate_per_day | pace_ratio | projected | surplus | shortfall | days_left
+        ahead | 0     | 10               | -          | 150       | 50      | 0         | 20
         """,
     )
