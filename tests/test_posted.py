@@ -97,6 +97,10 @@ def test_what_is_learned_of_a_closed_month_is_posted_to_the_first_open_one(
     # in May come 5,000 of late revenue and a credit of 8,000, both of March
     ledger.batch(intake, [Event("2025-03-31T10:00:00", (0, 5_000), **POOLED)])  # type: ignore[arg-type]
     fold.run(until_idle=True, settings=settings)
+    late = [row for row in margins(settings, "2025-05", "posted,line")[0] if row[0] == "2025-03"]
+    # a minute's cost of the block moves from idle to usage: 70,000 / 44,640 minutes
+    assert [f"{row[2]:.2f}" for row in late] == ["1.57", "4998.43"]
+    assert [sum(row[at] for row in late) for at in (1, 2)] == [5_000, 5_000]  # type: ignore[misc]
     monkeypatch.setenv("METERING_DATABASE_URL", settings.database_url.get_secret_value())
     (tmp_path / "credit.csv").write_text(CREDIT)
     entered = CliRunner().invoke(bills.app, ["add", str(tmp_path / "credit.csv")])
