@@ -116,7 +116,9 @@ CAPACITY_SUMMARY: Final = Frame(
         "minutes": pl.Int64,  # minutes of the period in which capacity was contracted
         "denominator": pl.Int64,
         **_CAPACITY,
+        "modelled_spill": SUM,  # overrun of a pool whose events never say overflow; null where there is none
         **_SHARE,
+        "tightest": pl.Boolean,  # of the pool's dimensions the one with the least room: it is the pool's figure
         "minutes_at_limit": pl.Int64,  # burn >= available (and not both 0)
         "minutes_at_limit_5m": pl.Int64,  # minutes of clock 5-minute windows whose sums are at the limit
         "minutes_at_limit_15m": pl.Int64,  # the same over quarter hours
@@ -124,8 +126,57 @@ CAPACITY_SUMMARY: Final = Frame(
         "pool_minutes_at_limit": pl.Int64,  # minutes in which any dimension of the pool was at its limit
     },
     key=("pool", "dimension"),
-    nullable=frozenset(_SHARE),
+    nullable=frozenset({*_SHARE, "modelled_spill"}),
     laws=_CAPACITY_LAWS,
+)
+
+#: What each model burned of each pool and dimension, or carve-out. Sums are numerators over `denominator`.
+CAPACITY_MODELS: Final = Frame(
+    "CAPACITY_MODELS",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "model_served": pl.String,
+        "requests": SUM,  # meant for the pool, those that overflowed included
+        "denominator": pl.Int64,
+        "burn": SUM,
+        "burn_ratio": RATIO,  # of the burn of the pool and dimension
+        "spill": SUM,
+        "spill_ratio": RATIO,
+    },
+    key=("pool", "dimension", "model_served"),
+    nullable=frozenset({"burn_ratio", "spill_ratio"}),
+)
+#: What each customer took of each pool and dimension, or carve-out, and of what it is entitled to. Demand is
+#: burn + spill. Sums are numerators over `denominator`.
+CAPACITY_CUSTOMERS: Final = Frame(
+    "CAPACITY_CUSTOMERS",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "customer": pl.String,
+        "denominator": pl.Int64,
+        "burn": SUM,
+        "burn_ratio": RATIO,  # of the burn of the pool and dimension
+        "spill": SUM,
+        "peak_minute": INSTANT,  # of the pool's highest demand, the first of equals; null without demand
+        "peak_demand": SUM,  # the customer's in that minute
+        "peak_ratio": RATIO,  # of the pool's demand in that minute
+        "own_peak_minute": INSTANT,
+        "own_peak_demand": SUM,
+        "entitlement": SUM,  # over all minutes; null: entitled to nothing
+        "entitlement_used": SUM,  # sum over minutes of min(burn, entitlement)
+        "entitlement_used_ratio": RATIO,
+    },
+    key=("pool", "dimension", "customer"),
+    nullable=frozenset(
+        {"burn_ratio", "peak_minute", "peak_ratio", "own_peak_minute", "entitlement", "entitlement_used"}
+        | {"entitlement_used_ratio"}
+    ),
+    laws={
+        "no more is used than entitled to": pl.col("entitlement").is_null()
+        | (pl.col("entitlement_used") <= pl.col("entitlement"))
+    },
 )
 
 #: Recognised cost per pool, dimension and quarter hour, in the currency of the bill. `estimated`: no bill

@@ -20,7 +20,7 @@ from tests.core.example_books import books, bought, burndown, pool_usage, prices
 from workers import reports
 from workers.reports import MarginReport
 
-DOCS = Path(__file__).parent.parent / "docs" / "reports.md"
+DOCS = [Path(__file__).parent.parent / "docs" / name for name in ("reports.md", "capacity.md")]
 #: Not on a day's edge: the last quarter hour that ends before it is 20:45.
 COMPLETE = datetime(2026, 11, 21, 20, 52, 30, tzinfo=UTC)
 
@@ -171,9 +171,10 @@ Capacity by pool, dimension
  ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
  block       3,000         100       2,900          40          60         3.3 %  ▍░░░░░░░░░         1  0.02       0.02
  total                                                                                                  0.02       0.02
-18 more in files or on a wider terminal: dimension, unit, minutes, undelivered, carved_out, available, burn,
+21 more in files or on a wider terminal: dimension, unit, minutes, undelivered, carved_out, available, burn,
 served_of_contracted_ratio, mean_ratio, p50_ratio, p95_ratio, p99_ratio, max_ratio, minutes_at_limit_5m,
-minutes_at_limit_15m, longest_run_at_limit_minutes, pool_minutes_at_limit, served_cost"""
+minutes_at_limit_15m, longest_run_at_limit_minutes, pool_minutes_at_limit, undelivered_cost, carved_out_cost,
+served_cost, estimated"""
     )
 
 
@@ -335,12 +336,16 @@ def test_instants_and_durations() -> None:
 
 
 def documented(heading: str) -> list[str]:
-    """First cells of the table under a heading of docs/reports.md, without backticks."""
-    text = DOCS.read_text(encoding="utf-8")
-    part = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    """First cells of the table under a heading of docs/reports.md or docs/capacity.md, without backticks."""
+    parts = [
+        part.split("\n## ", 1)[0]
+        for path in DOCS
+        for part in path.read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1:]
+    ]
+    assert parts, f"no heading {heading}"
     return [
         name
-        for line in part.splitlines()
+        for line in "\n".join(parts).splitlines()
         if line.startswith("| `")
         for name in re.findall(r"`(\w+)`", line.split("|")[1])
     ]
@@ -351,15 +356,18 @@ def documented(heading: str) -> list[str]:
     [
         ("Margin", lambda: columns.MARGIN),
         ("Capacity", lambda: columns.CAPACITY),
+        ("By model", lambda: columns.CAPACITY_MODELS),
+        ("By customer", lambda: columns.CAPACITY_CUSTOMERS),
         ("Unrated", lambda: columns.UNRATED),
         ("Usage", lambda: columns.USAGE),
     ],
 )
 def test_every_column_is_documented(heading: str, found: object) -> None:
     shared = documented("What a row is about") + documented("Sums of usage") + documented("Unrated")[:2]
+    shared += documented("Capacity")[:3]
     names = [column.name for column in found()]  # type: ignore[operator]
     missing = [name for name in names if name not in shared + documented(heading)]
-    assert not missing, f"docs/reports.md, {heading}: {missing}"
+    assert not missing, f"docs, {heading}: {missing}"
 
 
 def test_every_column_of_the_core_is_laid_out() -> None:

@@ -9,26 +9,24 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering import __version__
-from metering.core.capacity import Capacity, capacity, summarise_capacity
+from metering.core.capacity import capacity
 from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
 from metering.core.margin import Margin, margin, summarise
-from metering.core.windows import WINDOWS, capacity_windows, in_burn_units, pool_costs
 from metering.delivery import columns
-from metering.delivery.report import Provenance, Report, choose_by, select
-from metering.errors import BadInput
+from metering.delivery.report import Provenance, Report, as_total, choose_by, select
 from metering.frames import POOL_CUSTOMER_USAGE, SUM, Books
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.periods import Period
-from metering.results import MARGIN_BY, UNRATED, UTILIZATION
+from metering.results import MARGIN_BY, UNRATED
 from metering.settings import Settings
 from metering.store.bills import read_bill_lines
 from metering.store.books import read_books
 from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage
 from metering.store.watermarks import read_knowledge
+from workers.capacity_reports import CapacityReport, chosen_by, known_pool
 
 UNRATED_BY: Final = tuple(name for name in UNRATED.key if name not in ("meter", "currency"))
 _UNRATED_DEFAULT: Final = ("side", "reason", "customer", "product", "model_served", "pool")
-_BURN: Final = tuple(name for name, dtype in UTILIZATION.columns.items() if dtype == SUM)
 _WHO: Final = ("name", "kind", "segment")
 
 
@@ -109,13 +107,27 @@ def margin_report(
 
 
 def capacity_report(
-    connection: Connection, settings: Settings, period: Period, as_of: int | None = None
-) -> "CapacityReport":
-    """Read pool usage of the period up to its cut and compute every contracted minute of it."""
+    connection: Connection,
+    settings: Settings,
+    period: Period,
+    as_of: int | None = None,
+    *,
+    by: str | None = None,
+    pool: str | None = None,
+) -> CapacityReport:
+    """Read pool usage of the period up to its cut and compute every contracted minute of it.
+
+    `by`, `pool`: what the report will be asked for; usage by customer is read only for `--by customer`.
+    """
     provenance, books = known(connection, settings, period, as_of)
-    cut = provenance.cut
-    used = capacity(read_pool_usage(connection, cut.start, cut.until, as_of), books, cut)
-    return CapacityReport(provenance, books, settings.reporting_currency, used)
+    span = (provenance.cut.start, provenance.cut.until, as_of)
+    pools = known_pool(pool, books)
+    pool_usage = read_pool_usage(connection, *span)
+    customers = None
+    if "customer" in chosen_by(by):
+        customers = read_pool_customer_usage(connection, *span, pools)
+    used = capacity(pool_usage, books, provenance.cut)
+    return CapacityReport(provenance, books, settings.reporting_currency, used, pool, pool_usage, customers)
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,7 @@ class MarginReport:
         return summarise(self.computed.lines, ["customer"], self.books, self.provenance.cut.until)
 
     @cached_property
-    def capacity(self) -> "CapacityReport":
+    def capacity(self) -> CapacityReport:
         """The capacity of the same usage."""
         return CapacityReport(self.provenance, self.books, self.currency, self.computed.capacity)
 
@@ -162,7 +174,7 @@ class MarginReport:
             title=f"Margin by {', '.join(by)}",
             columns=columns.in_currency(laid_out, self.currency),
             rows=rows,
-            total=_as_total(total, rows),
+            total=as_total(total, rows),
             provenance=self.provenance,
             notes=tuple(unrated_notes(self.computed.unrated)),
             empty="no usage, fees or capacity in the complete part of the period",
@@ -183,7 +195,7 @@ class MarginReport:
             title="Usage by day, customer, product",
             columns=select(columns.USAGE, declared),
             rows=rows.select(declared),
-            total=_as_total(total, rows.select(declared)),
+            total=as_total(total, rows.select(declared)),
             provenance=self.provenance,
             empty="no usage in the complete part of the period",
         )
@@ -210,92 +222,6 @@ class MarginReport:
             empty="everything in the complete part of the period could be priced and costed",
             null_texts=dict.fromkeys(by, "-"),
         )
-
-
-@dataclass(frozen=True)
-class CapacityReport:
-    """The capacity of a period, minute by minute: `computed.utilization`, and `computed.unburned`."""
-
-    provenance: Provenance
-    books: Books
-    currency: str
-    computed: Capacity
-
-    @cached_property
-    def pool_cost(self) -> pl.DataFrame:
-        """Recognised, served and idle cost per pool, dimension and quarter hour: results.POOL_COST."""
-        return pool_costs(self.computed.utilization, self.books, self.provenance.cut)
-
-    @cached_property
-    def summary(self) -> pl.DataFrame:
-        """results.CAPACITY_SUMMARY: one row per pool and dimension."""
-        return summarise_capacity(self.computed.utilization)
-
-    def by(self, text: str | None = None, name: str = "capacity") -> Report:
-        """Per pool and dimension for the whole period, or per window of `--by day | hour | minute`."""
-        words = choose_by(text, ("pool", *WINDOWS), ("pool",), "capacity")
-        windows = [word for word in words if word in WINDOWS]
-        if len(windows) > 1:
-            raise BadInput(f"--by names two windows, {windows[0]} and {windows[1]}; give one of them")
-        if windows:
-            rows = capacity_windows(self.computed.utilization, self.pool_cost, windows[0])
-            title = f"Capacity by pool, dimension, {windows[0]}"
-        else:
-            cost = self.pool_cost.group_by("pool", "dimension").agg(
-                pl.col("recognised_cost", "served_cost", "idle_cost").sum(), pl.col("currency").first()
-            )
-            bought = self.books.pools.select("pool", "supplier", "unit")
-            rows = self.summary.join(cost, on=["pool", "dimension"], how="left", validate="1:1").join(
-                bought, on="pool", how="left", validate="m:1"
-            )
-            title = "Capacity by pool, dimension"
-        rows = rows.with_columns(
-            in_burn_units(pl.col(burn), pl.col("denominator")).alias(burn) for burn in _BURN
-        )
-        declared = [column.name for column in columns.CAPACITY if column.name in rows.columns]
-        rows = rows.select(declared).sort([c for c in ("pool", "dimension", "window_start") if c in declared])
-        currencies = rows["currency"].drop_nulls().unique().to_list()
-        laid_out = select(columns.CAPACITY, declared)
-        if rows["dimension"].n_unique() > 1:
-            laid_out = tuple(
-                replace(column, rank=0) if column.name == "dimension" else column for column in laid_out
-            )
-        if len(currencies) <= 1:
-            laid_out = columns.in_currency(laid_out, currencies[0] if currencies else self.currency)
-        else:
-            laid_out = tuple(
-                replace(column, rank=0) if column.name == "currency" else column for column in laid_out
-            )
-        return Report(
-            name=name,
-            title=title,
-            columns=laid_out,
-            rows=rows,
-            total=self._total(rows) if len(currencies) == 1 else rows.clear(),
-            provenance=self.provenance,
-            notes=tuple(self._notes()),
-            empty="no capacity was contracted in the complete part of the period",
-        )
-
-    @staticmethod
-    def _total(rows: pl.DataFrame) -> pl.DataFrame:
-        """Cost alone adds up over pools: burn units of two pools are not the same thing."""
-        cost = rows.select(
-            pl.col("recognised_cost", "served_cost", "idle_cost").sum(), pl.col("currency").first()
-        )
-        return _as_total(cost, rows)
-
-    def _notes(self) -> list[str]:
-        lost = self.computed.unburned
-        notes = []
-        for reason, says in (
-            ("unknown_pool", "used, but no capacity contract was in force"),
-            ("no_weight", "used by models or meters that their burndown table does not name"),
-        ):
-            pools = sorted(lost.filter(pl.col("reason") == reason)["pool"].unique())
-            if pools:
-                notes.append(f"{', '.join(pools)}: {says}; not in the figures: `metering report unrated`")
-        return notes
 
 
 def unrated_notes(unrated: pl.DataFrame) -> list[str]:
@@ -355,16 +281,6 @@ def _null_texts(by: Sequence[str], lines: pl.DataFrame) -> dict[str, str]:
 
 #: Lines of capacity that no customer used.
 _CAPACITY_LINES: Final = ("idle", "undelivered", "carved_out")
-
-
-def _as_total(total: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """The total as one row of the columns of `rows`, null where a sum has no meaning; none without rows."""
-    if not rows.height:
-        return rows.clear()
-    return total.select(
-        pl.col(name) if name in total.columns else pl.lit(None, dtype=dtype).alias(name)
-        for name, dtype in rows.schema.items()
-    )
 
 
 def export_reports(margin_of: MarginReport) -> Sequence[Report]:

@@ -79,19 +79,47 @@ def margin(
 def capacity(
     period: PeriodOption = None,
     as_of: AsOf = None,
-    by: Annotated[str | None, _by("pool, or one window: day, hour, minute", "pool")] = None,
+    by: Annotated[
+        str | None,
+        _by("pool; one window: month, day, hour, 15m, 5m, minute; hour_of_week; model; customer", "pool"),
+    ] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool",
+            metavar="NAME",
+            help="Show this pool or carve-out alone; shares stay those of the whole.",
+            show_default=False,
+        ),
+    ] = None,
+    picture: Annotated[
+        bool | None,
+        typer.Option(
+            "--picture/--no-picture",
+            help="A heat map by hour of week below the table. [default: for one pool, on a terminal]",
+            show_default=False,
+        ),
+    ] = None,
     form: Format = "table",
     output: Output = None,
 ) -> None:
     """How much of what was contracted was used, minute by minute; what spilled and what stood idle."""
+    from metering.errors import BadInput
     from workers import reports
 
+    if picture and form != "table":
+        raise BadInput(
+            "--picture is drawn below a table; the same numbers as data: --by hour_of_week --format csv"
+        )
+    drawn = picture
+    if picture is None and not (form == "table" and output is None and sys.stdout.isatty()):
+        drawn = False
     _run(
         period,
         as_of,
         form,
         output,
-        lambda c, s, p, w: reports.capacity_report(c, s, p, w).by(by),
+        lambda c, s, p, w: reports.capacity_report(c, s, p, w, by=by, pool=pool).by(by, picture=drawn),
         bars=("served_of_available_ratio",),
     )
 

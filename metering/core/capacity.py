@@ -547,13 +547,14 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
     and not both are 0. Minutes with nothing available have no ratio and are left out of mean and percentiles.
     """
     by = ["pool", "dimension"]
-    minutes = utilization.sort(*by, "minute").with_columns(_at_limit().alias("_full"))
+    minutes = utilization.sort(*by, "minute").with_columns(at_limit().alias("_full"), modelled_spill())
     micro = pl.col("utilization_ratio").drop_nulls().sort().to_physical()
     count = micro.len()
     shares = minutes.group_by(by).agg(
         pl.len().cast(pl.Int64).alias("minutes"),
         pl.col("denominator").first(),
         *(pl.col(name).sum() for name in _SUMMED),
+        sum_of_modelled_spill(),
         (micro.sum().cast(SUM)).alias("_sum"),
         count.cast(SUM).alias("_count"),
         *(
@@ -576,7 +577,7 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
             minutes.group_by(*by, pl.col("minute").dt.truncate(f"{length}m"))
             .agg(pl.col("burn").sum(), pl.col("available").sum(), pl.len().cast(pl.Int64).alias("_minutes"))
             .group_by(by)
-            .agg(pl.col("_minutes").filter(_at_limit()).sum().alias(f"minutes_at_limit_{length}m"))
+            .agg(pl.col("_minutes").filter(at_limit()).sum().alias(f"minutes_at_limit_{length}m"))
         )
         shares = shares.join(windows, on=by, validate="1:1")
     gap = (pl.col("minute") - pl.col("minute").shift(1)).over(by) != pl.lit(MINUTE)
@@ -598,11 +599,43 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
         .join(pools, on="pool", how="left", validate="m:1")
         .with_columns(pl.col("pool_minutes_at_limit").fill_null(0))
     )
-    return CAPACITY_SUMMARY.conform(summary)
+    return CAPACITY_SUMMARY.conform(with_tightest(summary))
 
 
 _MICRO: Final = pl.lit(Decimal("0.000001"), dtype=RATIO)
 
 
-def _at_limit() -> pl.Expr:
+def at_limit() -> pl.Expr:
+    """burn >= available, and not both 0: of a minute, or of the sums of a window."""
     return (pl.col("burn") >= pl.col("available")) & (pl.col("burn") + pl.col("available") > 0)
+
+
+def modelled_spill() -> pl.Expr:
+    """Column `modelled_spill` of results.UTILIZATION: what exceeded the pool where events do not say.
+
+    = overrun of a pool in which the whole frame has no spill: its producers do not report overflow. Elsewhere
+    null: there the spill that events report stands.
+    """
+    silent = (pl.col("spill").sum() == 0).over("pool")
+    return pl.when(silent).then(pl.col("overrun")).otherwise(None).alias("modelled_spill")
+
+
+def sum_of_modelled_spill() -> pl.Expr:
+    """The sum of `modelled_spill`; null where it says nothing that the reported spill does not."""
+    found = pl.col("modelled_spill").sum()
+    return pl.when(found > 0).then(found).otherwise(None).alias("modelled_spill")
+
+
+def with_tightest(rows: pl.DataFrame, window: Sequence[str] = ()) -> pl.DataFrame:
+    """Mark, of each pool and window, the dimension with the highest burn / available: `tightest`.
+
+    Its utilization is the pool's. Burn with nothing available is the highest of all; the first of equals.
+    """
+    share = ratio(pl.col("burn"), pl.col("available"))
+    nothing = (pl.col("available") == 0) & (pl.col("burn") > 0)
+    highest = {"_nothing": True, "_share": True, "dimension": False}
+    ordered = rows.with_columns(nothing.alias("_nothing"), share.fill_null(0).alias("_share")).sort(
+        list(highest), descending=list(highest.values())
+    )
+    first = pl.int_range(pl.len()).over("pool", *window) == 0
+    return ordered.with_columns(first.alias("tightest")).drop("_nothing", "_share")

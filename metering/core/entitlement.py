@@ -4,16 +4,11 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import weigh
-from metering.core.series import identify
+from metering.core.capacity import burn_by_series, weights_in
 from metering.frames import INSTANT, SUM, Books
 from metering.periods import QUARTER
 
 _QUANTA: Final = pl.lit(10**12, dtype=SUM)
-_SERIES: Final = (
-    *("pool", "ran_on", "customer", "model_served", "tier_served", "region", "context_breakpoint"),
-)
-
 #: Shape of `entitled`: burn per minute that a customer is entitled to, in each quarter hour.
 ENTITLED: Final = {
     "pool": pl.String,
@@ -69,23 +64,14 @@ def entitled(books: Books, utilization: pl.DataFrame) -> pl.DataFrame:
 def burned_by_customer(usage: pl.DataFrame, books: Books, utilization: pl.DataFrame) -> pl.DataFrame:
     """Burn and spill (numerators) per minute, pool, dimension and customer.
 
-    usage: frames.POOL_CUSTOMER_USAGE; utilization: results.UTILIZATION: minutes outside of it are ignored.
+    usage: frames.POOL_CUSTOMER_USAGE; utilization: results.UTILIZATION of pools or carve-outs:
+    minutes outside of it are ignored.
     """
     at = ["pool", "minute"]
-    usage = usage.filter(pl.col("ran_on").is_in(["pool", "overflow"])).join(
-        utilization.select(at).unique(), on=at, how="semi"
-    )
-    known = identify(usage.drop("provider", "requests"), _SERIES)
-    grid = utilization.select("pool", "dimension").unique()
-    weighed, _ = weigh(
-        known.rows,
-        known.series,
-        books.burndown.join(grid, on=["pool", "dimension"], how="semi"),
-        books.multipliers,
-        at="minute",
-    )
+    usage = usage.join(utilization.select(at).unique(), on=at, how="semi").drop("provider", "requests")
+    series, weighed, _ = burn_by_series(usage, *weights_in(books), more=["customer"])
     return (
-        weighed.join(known.series.select("series_id", "pool", "customer", "ran_on"), on="series_id")
+        weighed.join(series.select("series_id", "pool", "customer", "ran_on"), on="series_id", validate="m:1")
         .group_by("minute", "pool", "dimension", "customer")
         .agg(
             pl.col("burn").filter(pl.col("ran_on") == "pool").sum(),

@@ -87,7 +87,11 @@ UNRATED: Final = (
 CAPACITY: Final = _columns(
     ("pool", "text", "pool", "", 0),
     ("dimension", "text", "dimension", "", 3),
+    ("carve_out_of", "text", "set aside", "of pool", 1),
     ("window_start", "instant", "window", "UTC", 0),
+    ("hour_of_week", "count", "hour of week", "from Monday", 9),
+    ("weekday", "text", "weekday", "UTC", 0),
+    ("hour", "count", "hour", "UTC", 0),
     ("supplier", "text", "supplier", "", 9),
     ("unit", "text", "bought in", "", 8),
     ("minutes", "count", "minutes", "contracted", 6),
@@ -100,6 +104,7 @@ CAPACITY: Final = _columns(
     ("idle", "burn", "idle", "burn units", 1),
     ("overrun", "burn", "overrun", "burn units", 2),
     ("spill", "burn", "spill", "burn units", 2),
+    ("modelled_spill", "burn", "modelled spill", "burn units", 2),
     ("served_of_contracted_ratio", "ratio", "used", "of contracted", 6),
     ("served_of_available_ratio", "ratio", "used", "of available", 0),
     ("mean_ratio", "ratio", "mean", "of minutes", 7),
@@ -107,15 +112,19 @@ CAPACITY: Final = _columns(
     ("p95_ratio", "ratio", "p95", "of minutes", 3),
     ("p99_ratio", "ratio", "p99", "of minutes", 4),
     ("max_ratio", "ratio", "max", "minute", 3),
+    ("tightest", "flag", "tightest", "dimension", 9),
     ("minutes_at_limit", "count", "at limit", "minutes", 2),
     ("minutes_at_limit_5m", "count", "at limit", "in 5 min", 5),
     ("minutes_at_limit_15m", "count", "at limit", "in 15 min", 5),
     ("longest_run_at_limit_minutes", "count", "longest run", "minutes", 4),
     ("pool_minutes_at_limit", "count", "pool at limit", "minutes", 8),
     ("recognised_cost", "money", "cost", "", 1),
+    ("undelivered_cost", "money", "undelivered", "", 6),
+    ("carved_out_cost", "money", "carved out", "", 6),
     ("served_cost", "money", "served cost", "", 3),
     ("idle_cost", "money", "idle cost", "", 1),
     ("currency", "text", "currency", "", 9),
+    ("estimated", "flag", "cost", "estimated", 8),
 )
 
 RECONCILED: Final = _columns(
@@ -132,6 +141,35 @@ RECONCILED: Final = _columns(
     ("amount_difference", "money", "difference", "of amounts", 3),
     ("currency", "text", "currency", "", 4),
     ("reason", "text", "likely reason", "", 0),
+)
+#: Of what was meant for a pool, by model and by customer.
+CAPACITY_MODELS: Final = _columns(
+    ("pool", "text", "pool", "", 0),
+    ("dimension", "text", "dimension", "", 3),
+    ("carve_out_of", "text", "set aside", "of pool", 1),
+    ("model_served", "text", "model served", "", 0),
+    ("requests", "count", "requests", "attempts", 3),
+    ("burn", "burn", "burn", "burn units", 1),
+    ("burn_ratio", "ratio", "share", "of burn", 0),
+    ("spill", "burn", "spill", "burn units", 1),
+    ("spill_ratio", "ratio", "share", "of spill", 2),
+)
+CAPACITY_CUSTOMERS: Final = _columns(
+    ("pool", "text", "pool", "", 0),
+    ("dimension", "text", "dimension", "", 3),
+    ("carve_out_of", "text", "set aside", "of pool", 1),
+    ("customer", "text", "customer", "", 0),
+    ("burn", "burn", "burn", "burn units", 1),
+    ("burn_ratio", "ratio", "share", "of burn", 0),
+    ("spill", "burn", "spill", "burn units", 2),
+    ("peak_minute", "instant", "pool's peak", "UTC", 5),
+    ("peak_demand", "burn", "in the peak", "burn units", 3),
+    ("peak_ratio", "ratio", "share", "of the peak", 0),
+    ("own_peak_minute", "instant", "own peak", "UTC", 4),
+    ("own_peak_demand", "burn", "in own peak", "burn units", 5),
+    ("entitlement", "burn", "entitled to", "burn units", 2),
+    ("entitlement_used", "burn", "of it used", "burn units", 4),
+    ("entitlement_used_ratio", "ratio", "used", "of entitlement", 1),
 )
 
 #: Money of suppliers: `currency` (or `measure`) beside it is a column, for a report may hold several.

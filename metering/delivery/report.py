@@ -7,6 +7,7 @@ from typing import Literal
 
 import polars as pl
 
+from metering.delivery.pictures import Picture
 from metering.errors import BadInput, FrameBroken
 from metering.periods import MINUTE, Period
 
@@ -82,8 +83,8 @@ class Provenance:
 class Report:
     """Rows in the order of their key, zero or one total row of the same columns, and notes for the reader.
 
-    Tables alone show `shown`, the same rows in another order, where it is given, and `null_texts` in place
-    of a null.
+    Tables alone show `shown`, the same rows in another order, where it is given, `null_texts` in place of a
+    null, and `pictures` below the rows.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Report:
     empty: str = "no rows"
     shown: pl.DataFrame | None = None
     null_texts: Mapping[str, str] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
@@ -110,6 +112,16 @@ def select(catalogue: Sequence[Column], names: Sequence[str]) -> tuple[Column, .
     """The columns of `names`, in that order, from a catalogue of columns."""
     known = {column.name: column for column in catalogue}
     return tuple(known[name] for name in names)
+
+
+def as_total(total: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """The total as one row of the columns of `rows`, null where a sum has no meaning; none without rows."""
+    if not rows.height:
+        return rows.clear()
+    return total.select(
+        pl.col(name) if name in total.columns else pl.lit(None, dtype=dtype).alias(name)
+        for name, dtype in rows.schema.items()
+    )
 
 
 def choose_by(

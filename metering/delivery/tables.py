@@ -14,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from metering.delivery import pictures
 from metering.delivery.report import Column, Report, instant
 
 #: Kinds of columns that stand to the right.
@@ -225,3 +226,5 @@ def show(report: Report, file: TextIO, bars: Sequence[str] = ()) -> None:
         body, needed = render(report, console.width if "COLUMNS" in os.environ else _WIDTH_MAX, bars)
         console = Console(file=file, width=max(needed, 40))
     console.print(body, highlight=False)
+    if report.rows.height:
+        pictures.show(report.pictures, file)
