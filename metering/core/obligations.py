@@ -30,7 +30,7 @@ OBLIGATIONS: Final = Frame(
         "measure": pl.String,
         "committed": MONEY,  # of a pool: all fees of its term; null without an end
         "drawn": MONEY,  # of a pool: what the contract bills up to the cut; null: a unit that is not counted
-        "remaining": MONEY,  # not drawn yet, or to be billed from the cut to the end
+        "remaining": MONEY,  # not drawn yet, 0 once it ended; of a pool: to be billed from the cut to the end
         "pace_ratio": RATIO,  # drawn / (committed x elapsed share of the span)
         "run_rate_per_day": MONEY,  # of what counts toward the commitment, over the days before the cut
         "projected": MONEY,  # drawn at the end if the run rate goes on; capacity by its contracts
@@ -160,7 +160,7 @@ def _commitments(served: pl.DataFrame, books: Books, until: datetime, run_rate_d
         "measure",
         from_quanta(committed).alias("committed"),
         from_quanta(drawn).alias("drawn"),
-        from_quanta(committed - drawn).alias("remaining"),
+        from_quanta(pl.when(counted).then(pl.coalesce("remaining", committed))).alias("remaining"),
         pl.when(elapsed > 0).then(pace(drawn, committed, elapsed, minutes)).alias("pace_ratio"),
         from_quanta(pl.when(counted).then(pl.col("run_rate"))).alias("run_rate_per_day"),
         from_quanta(pl.when(counted).then(pl.col("projected"))).alias("projected"),

@@ -158,11 +158,11 @@ def test_what_ended_short_is_told_with_what_rolled_over() -> None:
     check(
         found.filter(pl.col("kind") != "pool"),
         """
-        kind        | effective_from | state | committed | drawn | shortfall | surplus | run_rate_per_day
-        commitment  | 2026-01-01     | ended | 100       |  70   |  0        | 0       | -
-        rolled_over | 2026-02-01     | open  |  30       |  30   |  0        | 0       | -
-        commitment  | 2026-02-01     | ended | 120       | 120   |  0        | 0       | -
-        commitment  | 2026-03-01     | open  |  50       |   0   | 50        | 0       | -
+        kind        | effective_from | state | committed | drawn | remaining | shortfall | surplus
+        commitment  | 2026-01-01     | ended | 100       |  70   |  0        |  0        | 0
+        rolled_over | 2026-02-01     | open  |  30       |  30   |  0        |  0        | 0
+        commitment  | 2026-02-01     | ended | 120       | 120   |  0        |  0        | 0
+        commitment  | 2026-03-01     | open  |  50       |   0   | 50        | 50        | 0
         """,
     )
     assert committed_since(known(supplier_commitments=terms), CUT, 28) == instant("2026-01-01")
