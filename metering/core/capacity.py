@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from metering.core.effective import edges, in_force
-from metering.core.series import Identified, identify
+from metering.core.series import Identified, identify, numbered
 from metering.errors import BadInput
 from metering.frames import INSTANT, POOL_USAGE, SUM, Books
 from metering.meters import METERS, TOKEN_METERS
@@ -76,7 +76,7 @@ def _weigh(
     width = starts.len() + 1
     epochs = starts.to_physical().search_sorted(rows[at].to_physical(), side="right")
     numbers = rows["series_id"].cast(pl.Int64) * width + epochs.cast(pl.Int64)
-    known = numbers.unique().sort()
+    known, met_by_row = numbered(numbers)
     met = (
         pl.DataFrame(
             {
@@ -87,7 +87,6 @@ def _weigh(
         .join(series, on="series_id", how="left", validate="m:1", maintain_order="left")
         .with_row_index("_met")
     )
-    met_by_row = known.search_sorted(numbers)
     weights, missing = _weights(met.select(*_WEIGHED_BY, "epoch").unique(), burndown)
     weights = _multiplied(met.join(weights, on=[*_WEIGHED_BY, "epoch"]), multipliers).sort("_met")
     by_dimension = {
@@ -121,10 +120,10 @@ def _weighed_in(
 
     In 64 bits where no row's burn can leave them, which takes a fraction of the time; else in 128.
     """
+    place = met_by_row
     if weights.height <= (met_by_row.max() or 0):  # type: ignore[operator]  # an index
         inside = met_by_row.is_in(weights["_met"].implode())
-        rows, met_by_row = rows.filter(inside), met_by_row.filter(inside)
-    place = weights["_met"].search_sorted(met_by_row)
+        rows, place = rows.filter(inside), weights["_met"].search_sorted(met_by_row.filter(inside))
     multiplier = weights["multiplier"]
     quantity = {meter: _largest(rows[meter]) for meter in METERS}
     weight = {meter: _largest(weights[_weight(meter)]) for meter in METERS}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import polars as pl
 
 
@@ -34,12 +35,26 @@ def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
         # many dimensions have but one value: those take no time
         if width > 1:
             code = code * width + each.cast(pl.Int64)
-    first = code.to_frame().with_row_index("_row").group_by("_code").agg(pl.col("_row").first())
-    series = _ordered(frame.select(dims)[first["_row"]].with_columns(first["_code"]), dims)
+    different, number = numbered(code)
+    row = np.empty(len(different), np.int64)
+    row[number.to_numpy()] = np.arange(frame.height)
+    series = _ordered(frame.select(dims)[row].with_row_index("_number"), dims)
     # a join would copy every column
-    by_code = series.sort("_code")
-    ids = by_code["series_id"].gather(by_code["_code"].search_sorted(code))
-    return Identified(series.drop("_code"), others.with_columns(ids))
+    ids = series.sort("_number")["series_id"].gather(number)
+    return Identified(series.drop("_number"), others.with_columns(ids))
+
+
+def numbered(codes: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The different ones of `codes` (Int64, none negative), ascending, and for each code its place among them."""
+    values = codes.to_numpy()
+    most = int(values.max(initial=0))
+    if most > 4 * len(values) + 1_000_000:
+        found, places = np.unique(values, return_inverse=True)
+        return pl.Series(found), pl.Series(places)
+    # few for so many rows: a table of all that may be, in place of a sort
+    met = np.zeros(most + 1, np.bool_)
+    met[values] = True
+    return pl.Series(np.flatnonzero(met)), pl.Series((np.cumsum(met) - 1)[values])
 
 
 def _codes(values: pl.Series) -> pl.Series:
