@@ -15,6 +15,8 @@ from metering.bills import focus
 from metering.bills.document import BillLine
 from metering.bills.reading import BillFile, Known, read_bills
 from metering.bills.splitting import split_over
+from metering.catalog import load_folder
+from metering.catalog.books import books
 from tests.test_bills_store import line
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "bills"
@@ -68,6 +70,15 @@ def test_the_examples_are_read_and_a_credit_of_the_whole_invoice_is_split() -> N
     found = read("cirrus.csv", (EXAMPLES / "cirrus-2026-10.csv").read_bytes())
     assert [(bill.name, bill.total) for bill in found.bills] == [("cirrus CIR-55-2610", Decimal("20541.87"))]
     assert told(found)[3] == ("4", "true_up on_demand", None, "-12.40", "09-01")
+
+
+def test_the_examples_are_of_the_example_company() -> None:
+    known = Known.of(books(load_folder(EXAMPLES.parent / "catalog"), 1))
+    mapping = mapped((EXAMPLES / "cirrus-focus-map.yaml").read_text())
+    for path in EXAMPLES.iterdir():
+        if path.name != "cirrus-focus-map.yaml":
+            found = read_bills(path.name, path.read_bytes(), known, mapping=mapping, lines_max=50)
+            assert (found.faults, len(found.bills)) == ((), 1), path.name
 
 
 FOCUS = [
