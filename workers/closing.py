@@ -61,9 +61,10 @@ def closure_report(
 
 
 def _refuse_unknown(supplier: str, books: Books) -> None:
-    priced = books.models.filter(pl.col("cost_book").is_not_null())["provider"]
-    named = (books.pools["supplier"], books.bill_lines["supplier"], books.supplier_commitments["supplier"])
-    suppliers = sorted({*priced, *(name for names in named for name in names)})
+    billing = (books.pools, books.bill_lines, books.supplier_commitments)
+    suppliers = sorted(
+        {*books.models["provider"], *(name for frame in billing for name in frame["supplier"])}
+    )
     if supplier not in suppliers:
         raise BadInput(
             f"--supplier '{supplier}' is not known; the catalog and the bills name {', '.join(suppliers) or 'none'}"
