@@ -193,6 +193,31 @@ def test_capacity_and_unrated(ledger: Ledger, settings: Settings, run: Run) -> N
     }
     table = run("report", "capacity", *PERIOD, "--by", "hour").stdout
     assert "2026-11-21T10:00Z" in table
+
+    def rows_by(by: str, *more: str) -> list[dict[str, object]]:
+        asked = ("report", "capacity", *PERIOD, "--by", by, "--pool", "block", "--format", "json", *more)
+        before, again = run(*asked).stdout, run(*asked).stdout
+        assert before == again
+        found: list[dict[str, object]] = json.loads(before)["rows"]
+        return found
+
+    assert [
+        (row["customer"], row["burn"], row["peak_minute"], row["peak_ratio"]) for row in rows_by("customer")
+    ] == [("acme", "150.000000", "2026-11-21T10:00:00Z", "1.000000")]
+    assert [(row["model_served"], row["requests"], row["burn"]) for row in rows_by("model")] == [
+        ("large", 2, "150.000000")
+    ]
+    week = rows_by("hour_of_week", "--as-of", "1")
+    assert len(week) == 168
+    assert [row["hour_of_week"] for row in week if row["minutes_at_limit"]] == [5 * 24 + 10]
+    picture = run("report", "capacity", *PERIOD, "--pool", "block", "--picture").stdout
+    assert "Sat  .....................!" in picture
+    assert "Sat" not in run("report", "capacity", *PERIOD, "--pool", "block").stdout  # not a terminal
+    for refused, says in (
+        (("--pool", "blok"), "no such pool; there are block"),
+        (("--picture", "--format", "csv"), "--by hour_of_week --format csv"),
+    ):
+        assert says in str(run("report", "capacity", *PERIOD, *refused, fails=True).exception)
     unrated = json.loads(run("report", "unrated", *PERIOD, "--format", "json").stdout)["rows"]
     assert [(row["side"], row["reason"], row["customer"], row["quantity"]) for row in unrated] == [
         ("charge", "unknown_customer", "mystery-co", 500_000),

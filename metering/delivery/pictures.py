@@ -63,9 +63,9 @@ def _draw(picture: Picture, signs: _Signs) -> RenderableType:
     for day, name in enumerate(_WEEKDAYS):
         cells = [_hour(cell, signs) for cell in picture.hours[24 * day : 24 * day + 24]]
         parts.append(Text.assemble((f"{name}  ", "dim"), *cells))
-    edges = [f"{signs.shades[0]} < {_SHADES_FROM[0]} %"]
-    edges += [f"{sign} from {edge} %" for sign, edge in zip(signs.shades[1:], _SHADES_FROM, strict=True)]
-    parts.append(Text("     " + "   ".join([*edges, "! minutes at the limit"]), style="dim"))
+    edges = [f"{sign} {edge} %" for sign, edge in zip(signs.shades[1:], _SHADES_FROM, strict=True)]
+    legend = f"{signs.shades[0]} less   {'   '.join(edges)} and more   ! minutes at the limit"
+    parts.append(Text(f"     {legend}", style="dim"))
     parts += [
         Text(f"from {picture.line_from:%Y-%m-%dT%H:%MZ}, {picture.each} each", style="dim"),
         Text.assemble(("mean ", "dim"), *(_stroke(cell.used, cell, signs) for cell in picture.line)),
