@@ -262,8 +262,9 @@ def test_an_amount_is_translated_once_half_even() -> None:
 
 
 def test_random_worlds_are_equal_to_the_last_digit() -> None:
+    """Some eighty pools in sixteen worlds; `make oracle` has thousands."""
     met: Counter[str] = Counter()
-    assert [line for seed in range(700, 724) for line in differences(world(seed), met)] == []
+    assert [line for seed in range(700, 716) for line in differences(world(seed), met)] == []
     assert {name for name in MET if not met[name]} == set()
 
 

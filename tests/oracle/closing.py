@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from fractions import Fraction
 
 from tests.oracle.supply import (
+    AMOUNTS,
+    COSTS_KEY,
     Book,
     Key,
     Row,
@@ -161,6 +163,58 @@ def rate(books: Book, day: date, currency: str, into: str) -> tuple[Fraction | N
 def translated(amount: int, rate: Fraction) -> int:
     """Quanta in the other currency, half-even to a quantum."""
     return half_even(amount * rate)
+
+
+LINE_KEY = (
+    "day",
+    "line",
+    "customer",
+    "kind",
+    "segment",
+    "product",
+    "tier_sold",
+    "provider",
+    "model_served",
+    "pool",
+)
+
+
+def margin_lines(costs: dict[Key, Row], books: Book, into: str) -> dict[Key, Row]:
+    """Costs by LINE_KEY in one currency: of each line and currency every amount is translated once.
+
+    What has no rate is not there. fx_effect is the margin so translated less that at contract rates, None
+    where a part has none; on_demand_price is None where a part has no price, or its price no rate.
+    """
+    sums: dict[Key, Row] = {}
+    for key, row in costs.items():
+        named = dict(zip(COSTS_KEY, key, strict=True))
+        of = (*(named[name] for name in LINE_KEY), named["currency"])
+        into_row = sums.setdefault(of, dict.fromkeys(AMOUNTS, 0))
+        for name in AMOUNTS:
+            some, more = into_row[name], row[name]
+            into_row[name] = None if some is None or more is None else some + more
+    found: dict[Key, Row] = {}
+    for (*line, currency), row in sums.items():
+        average, _ = rate(books, line[0], currency, into)
+        at = datetime(line[0].year, line[0].month, line[0].day, tzinfo=UTC)
+        agreed = books.in_force("exchange_rates", at, currency=currency, into=into, kind="contract")
+        target = found.setdefault(tuple(line), dict.fromkeys((*AMOUNTS, "fx_effect"), 0))
+        if average is None:
+            if row["on_demand_price"] != 0:
+                target["on_demand_price"] = None
+            continue
+        for name in AMOUNTS:
+            if row[name] is None or target[name] is None:
+                target[name] = None
+            else:
+                target[name] += translated(row[name], average)
+        for name in ("cost_pool", "cost_on_demand") if currency != into else ():
+            if row[name] and agreed is None:
+                target["fx_effect"] = None
+            elif target["fx_effect"] is not None and agreed is not None:
+                contract = translated(row[name], Fraction(agreed["rate"]))
+                target["fx_effect"] += contract - translated(row[name], average)
+    return found
 
 
 def curve(

@@ -13,12 +13,13 @@ from metering.core.closure import billing_slices, closure, rate_on_demand
 from metering.core.commitments import draw_down
 from metering.core.costs import costs
 from metering.core.exchange import rates, translate
+from metering.core.margin import margin
 from metering.core.recognition import recognised
 from metering.money import decimal_to_quanta, to_quanta
 from metering.results import COSTS
 from tests.oracle import closing, supply, worlds
 from tests.oracle.supply import Key
-from tests.oracle.worlds import UNTIL, World
+from tests.oracle.worlds import World
 
 _MINUTE = ("denominator", "contracted", "available", *supply.PARTS, "burn", "spill", "overrun")
 _RATES = tuple(
@@ -36,6 +37,7 @@ MET = frozenset(
             "credits larger than the cost",
             "billed quarter hours",
         ),
+        *("lines with an effect of exchange rates", "lines with a saving"),
         *("idle carried by burn", "idle carried by entitlement", "lines without a price"),
         *(f"lines with {name}" for name in supply.AMOUNTS),
         *(f"term {name}" for name in ("customers", "idle", "undelivered", "carved_out", "overhead")),
@@ -66,7 +68,7 @@ def _supply(world: World, met: Counter[str]) -> Iterator[str]:
     made = costs(
         *(world.usage, world.pool_usage, world.books, period),
         pool_customer_usage=world.customer_usage,
-        complete_until=UNTIL,
+        complete_until=world.complete_until,
     )
     used = supply.utilization(world.pool_usage.to_dicts(), plain, *span)
     yield from _compare(
@@ -85,8 +87,9 @@ def _supply(world: World, met: Counter[str]) -> Iterator[str]:
         {key: cell for key, cell in paid.items() if cell[0]},
     )
     usage = (world.usage, world.pool_usage, world.customer_usage)
-    wanted = supply.costs(*(frame.to_dicts() for frame in usage), plain, *span, UNTIL)
+    wanted = supply.costs(*(frame.to_dicts() for frame in usage), plain, *span, world.complete_until)
     yield from _compare("costs", by_key(made.lines), wanted)
+    yield from _margin(world, wanted, met)
     yield from _closure(world, made.lines, made.supply.recognised, wanted, paid, met)
     met.update(
         {
@@ -169,6 +172,38 @@ def _closure(
         {key: amount for key, amount in whole.items() if amount},
     )
     met.update(f"term {key[2]}" for key, cell in terms.items() if any(cell))
+
+
+def _margin(world: World, wanted: dict[Key, supply.Row], met: Counter[str]) -> Iterator[str]:
+    """Costs on margin lines, translated: amounts, the effect of the rates, and the saving."""
+    made = margin(
+        *(world.usage, world.pool_usage, world.books, world.period, "USD"),
+        pool_customer_usage=world.customer_usage,
+        complete_until=world.complete_until,
+    ).lines
+    found, lines = {}, {}
+    names = [*supply.AMOUNTS, "fx_effect"]
+    told = closing.margin_lines(wanted, world.plain, "USD")
+    for row in made.iter_rows(named=True):
+        key = tuple(row[name] for name in closing.LINE_KEY)
+        amounts = {name: None if row[name] is None else decimal_to_quanta(row[name]) for name in names}
+        if key in told or any(amounts[name] not in (0, None) for name in names):
+            found[key] = amounts
+            lines[key] = row
+    yield from _compare(
+        "margin", found, {key: {name: row[name] for name in names} for key, row in told.items()}
+    )
+    met["lines with an effect of exchange rates"] += sum(
+        row["fx_effect"] not in (0, None) for row in told.values()
+    )
+    met["lines with a saving"] += sum(
+        row["saving_against_on_demand"] not in (0, None) for row in lines.values()
+    )
+    for key, row in lines.items():
+        price, saving = row["on_demand_price"], row["saving_against_on_demand"]
+        right = None if price is None or row["cost_unrated"] else price - row["cost"]
+        if saving != right:
+            yield f"saving {', '.join(map(str, key))}: core {saving}, oracle {right}"
 
 
 def _rates(world: World) -> Iterator[str]:

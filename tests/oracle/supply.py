@@ -583,6 +583,7 @@ def costs(
     """
     complete_until = complete_until or until
     first = month_of(start)
+    complete_until = complete_until.replace(minute=complete_until.minute // 15 * 15)
     last = min(complete_until, month_after(until - QUARTER))
     used = utilization(pool_usage, books, first, last)
     paid = recognised(books, first, last)

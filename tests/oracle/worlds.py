@@ -54,6 +54,7 @@ class World:
     customer_usage: pl.DataFrame
     books: Books
     period: Period
+    complete_until: datetime
 
     @cached_property
     def plain(self) -> Book:
@@ -75,11 +76,12 @@ def world(seed: int) -> World:
     dice = Random(seed)
     books = _books(dice)
     names = [*books.pools["pool"], *books.pools["pool"], *_carve_outs(books), "p9"]
-    events = [_event(dice, names) for _ in range(len(names) * dice.choice([0, 2, 20, 20]))]
+    events = [_event(dice, names) for _ in range(len(names) * dice.choice([0, 2, 10, 20, 20]))]
     usage, pool_usage, customer_usage = usage_of(events)
     start = START + QUARTER * dice.choice([0, 0, 0, dice.randrange(QUARTERS)])
     until = dice.choice([UNTIL, UNTIL, start + QUARTER * dice.randint(1, int((UNTIL - start) / QUARTER))])
-    return World(seed, usage, pool_usage, customer_usage, books, Period("world", start, until))
+    known = dice.choice([UNTIL, until, until + dice.randint(0, int((UNTIL - until) / MINUTE)) * MINUTE])
+    return World(seed, usage, pool_usage, customer_usage, books, Period("world", start, until), known)
 
 
 def usage_of(events: Iterable[Row]) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -131,7 +133,7 @@ def _event(dice: Random, names: list[str]) -> Row:
 
 
 def _quantity(dice: Random) -> int:
-    return dice.choice([1, *(dice.randint(0, most) for most in (50, 50, 2_000, 2_000, 200_000)), 2**40])
+    return dice.choice([1, 1, 1, *(dice.randint(0, most) for most in (50, 50, 2_000, 2_000, 200_000)), 2**40])
 
 
 def _carve_outs(books: Books) -> list[str]:
@@ -189,7 +191,7 @@ def _books(dice: Random) -> Books:
             "bills",
         )
     }
-    for number in range(dice.choice([1, 3, 8])):
+    for number in range(dice.choice([1, 4, 8, 8])):
         _pool(dice, f"p{number}", rows)
     _bills(dice, rows)
     models = [
@@ -364,7 +366,7 @@ def _weights(dice: Random, pool: str, dimension: str, rows: dict[str, list[Row]]
 
 def _bills(dice: Random, rows: dict[str, list[Row]]) -> None:
     suppliers = {row["pool"]: row["supplier"] for row in rows["pools"]}
-    for number in range(dice.choice([0, 0, 1, 3, 6])):
+    for number in range(dice.choice([0, 1, 4, 8])):
         kind = dice.choice(["pool", "pool", "pool", "on_demand", "on_demand", "commitment", "overhead"])
         pool = dice.choice(list(suppliers))
         first = dice.choice([0, 0, dice.randrange(QUARTERS), -200])
