@@ -22,7 +22,8 @@ from sqlalchemy import text as sql
 
 from metering.delivery.tables import printable
 from metering.errors import BadInput, MeteringError
-from metering.periods import parse_period
+from metering.money import round_to_minor_unit
+from metering.periods import month_start, next_month_start, parse_period
 from metering.settings import Settings, read_settings
 from metering.store import postgres
 from sandbox import servers, slack
@@ -122,6 +123,7 @@ def tell(folder: Path, events: int, now: datetime) -> None:
     rate = _events(demo)
     _margin(demo)
     _capacity(demo)
+    _bills(demo)
     _refused(demo)
     _alert(demo)
     _export(demo)
@@ -286,6 +288,57 @@ def _capacity(demo: Demo) -> None:
             f"{row['currency']} stood idle.",
             highlight=False,
         )
+
+
+def _bills(demo: Demo) -> None:
+    demo.chapter("Does the cost tie to the suppliers' bills?")
+    file = demo.folder / f"bills-{demo.day}.yaml"
+    if file.exists():
+        demo.console.print("The invoices were entered when this day was first told.")
+    else:
+        file.write_text(_invoices(demo), encoding="utf-8")
+        demo.report("bills", "add", _shown(file), "--format", "table")
+    demo.report("report", "closure", "--period", f"{demo.day:%Y-%m}", "--by", "term")
+    demo.console.print(
+        "Each supplier's terms sum to its recognised cost, and that with what is prepaid to its bills; `idle` is large "
+        "because only one day of this month has traffic.",
+        highlight=False,
+    )
+
+
+def _invoices(demo: Demo) -> str:
+    """What the suppliers would send: each pool's fee of the month, and the day on demand, metered 0.4 % higher."""
+    month, after = month_start(demo.day).date(), next_month_start(demo.day).date()
+    with postgres.reading(demo.settings) as connection:
+        found = reports.margin_report(connection, demo.settings, parse_period(str(demo.day)))
+        entered = connection.execute(
+            sql("SELECT count(*) FROM bills WHERE document LIKE :month"), {"month": f"%-{month:%Y-%m}"}
+        ).scalar_one()
+    bills = []
+    fees = found.books.capacity_fees.join(found.books.pools.drop("currency"), on="pool")
+    if not entered:
+        for fee in fees.filter(per="month").sort("pool").iter_rows(named=True):
+            bills.append(_invoice(fee["supplier"], f"{fee['pool']}-{month:%Y-%m}", fee["currency"]))
+            bills.append(_charge(1, "pool", fee["pool"], fee["amount"], month, after))
+    bought = found.by("provider,model_served").rows.filter(provider="cirrus").sort("model_served")
+    bills.append(_invoice("cirrus", f"on-demand-{demo.day}", found.currency))
+    for number, row in enumerate(bought.iter_rows(named=True), start=1):
+        metered = round_to_minor_unit(row["cost_on_demand"] * Decimal("1.004"))
+        bills.append(
+            _charge(number, "on_demand", row["model_served"], metered, demo.day, demo.day + timedelta(days=1))
+        )
+    return "bills:\n" + "".join(bills)
+
+
+def _invoice(supplier: str, document: str, currency: str) -> str:
+    return f"  - supplier: {supplier}\n    document: {document}\n    currency: {currency}\n    lines:\n"
+
+
+def _charge(line: int, kind: str, name: str, amount: Decimal, start: date, until: date) -> str:
+    return (
+        f'      - {{line: "{line}", category: charge, object_kind: {kind}, object: {name}, '
+        f"amount: {amount:f}, service_from: {start}, service_until: {until}}}\n"
+    )
 
 
 def _refused(demo: Demo) -> None:
