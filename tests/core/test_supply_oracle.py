@@ -10,7 +10,7 @@ import pytest
 
 from metering.frames import BILL_LINES, BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, POOLS, SET_ASIDE
 from tests.oracle import closing, supply
-from tests.oracle.compare import MET, commitments_differ, differences, schedules_differ
+from tests.oracle.compare import MET, commitments_differ, differences, schedules_differ, sizes_differ
 from tests.oracle.supply import Book, Row
 from tests.oracle.worlds import world
 from tests.text_tables import instant, read
@@ -268,6 +268,7 @@ def test_random_worlds_are_equal_to_the_last_digit() -> None:
     assert {name for name in MET if not met[name]} == set()
 
 
-def test_schedules_over_a_year_and_commitments_are_equal_to_the_last_digit() -> None:
+def test_schedules_over_a_year_commitments_and_sizes_are_equal_to_the_last_digit() -> None:
     assert [line for seed in range(4) for line in schedules_differ(seed)] == []
     assert [line for seed in range(20) for line in commitments_differ(seed)] == []
+    assert [line for seed in range(20) for line in sizes_differ(seed)] == []

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 from metering.errors import BadInput
-from tests.oracle.compare import MET, commitments_differ, differences, schedules_differ
+from tests.oracle.compare import MET, commitments_differ, differences, schedules_differ, sizes_differ
 from tests.oracle.worlds import world
 
 
@@ -23,7 +23,12 @@ def main() -> int:
     since = time.monotonic()
     for done, seed in enumerate(range(asked.seed, asked.seed + asked.worlds), 1):
         try:
-            told = [*differences(world(seed), met), *schedules_differ(seed), *commitments_differ(seed)]
+            told = [
+                *differences(world(seed), met),
+                *schedules_differ(seed),
+                *commitments_differ(seed),
+                *sizes_differ(seed),
+            ]
         except BadInput as refused:  # a world is legal by construction
             told = [f"seed {seed}: refused: {refused}"]
         wrong += bool(told)

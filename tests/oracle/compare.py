@@ -4,22 +4,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import date
 from decimal import Decimal
+from fractions import Fraction
+from random import Random
 from typing import Any
 
 import polars as pl
 
-from metering.core.capacity import summarise_capacity
+from metering.core.capacity import Capacity, summarise_capacity
 from metering.core.closure import billing_slices, closure, rate_on_demand
 from metering.core.commitments import draw_down
 from metering.core.costs import costs
 from metering.core.exchange import rates, translate
 from metering.core.margin import margin
+from metering.core.planning import DEMAND, Sizing, cost_curve
 from metering.core.recognition import recognised
+from metering.core.shares import customer_shares
 from metering.money import decimal_to_quanta, to_quanta
 from metering.results import COSTS
 from tests.oracle import closing, supply, worlds
-from tests.oracle.supply import Key
-from tests.oracle.worlds import World
+from tests.oracle.supply import QUARTER, Key, quarters
+from tests.oracle.worlds import START, World
 
 _MINUTE = ("denominator", "contracted", "available", *supply.PARTS, "burn", "spill", "overrun")
 _RATES = tuple(
@@ -28,6 +32,11 @@ _RATES = tuple(
     for currency in ("USD", "EUR", "CHF")
     for amount in (0, 7, -7, 10**12 + 1, -(10**18) - 3, 500_000_000_000)
 )
+_CUSTOMERS = (
+    *("burn", "spill", "peak_demand", "peak_ratio", "own_peak_minute", "own_peak_demand"),
+    *("entitlement", "entitlement_used"),
+)
+_UNIT = 10**12
 #: What some world of a run must have had.
 MET = frozenset(
     {
@@ -80,6 +89,7 @@ def _supply(world: World, met: Counter[str]) -> Iterator[str]:
         {key: [row[name] for name in _MINUTE] for key, row in used.items()},
     )
     yield from _summaries(made.supply.capacity.utilization, used)
+    yield from _shares(world, made.supply.capacity, used)
     paid = supply.recognised(plain, *span)
     yield from _compare(
         "recognised",
@@ -122,6 +132,18 @@ def _summaries(utilization: pl.DataFrame, used: dict[Key, supply.Row]) -> Iterat
             name: int(row[name] * 10**6) if isinstance(row[name], Decimal) else row[name] for name in known
         }
     yield from _compare("summary", found, wanted)
+
+
+def _shares(world: World, capacity: Capacity, used: dict[Key, supply.Row]) -> Iterator[str]:
+    wanted = supply.customer_shares(world.customer_usage.to_dicts(), used, world.plain)
+    found = {}
+    for row in customer_shares(world.customer_usage, world.books, capacity).iter_rows(named=True):
+        key = (row["pool"], row["dimension"], row["customer"])
+        named = {name: row[name] or 0 if name.startswith("entitlement") else row[name] for name in _CUSTOMERS}
+        named["peak_ratio"] = None if row["peak_ratio"] is None else int(row["peak_ratio"] * 10**6)
+        if key[:2] in {pool[:2] for pool in used} and any(named[n] for n in ("burn", "spill", "entitlement")):
+            found[key] = named
+    yield from _compare("share", found, wanted)
 
 
 def by_key(lines: pl.DataFrame) -> dict[Key, supply.Row]:
@@ -261,3 +283,45 @@ def commitments_differ(seed: int) -> list[str]:
             },
         )
     )
+
+
+def sizes_differ(seed: int) -> list[str]:
+    """The cost of every size of a pool of one dimension, over random demand, and which is best."""
+    dice = Random(seed)
+    demand = [dice.randint(0, 90) for _ in range(dice.randint(1, 30))]
+    step, unit_burn, today = dice.choice([1, 1, 5]), dice.choice([1, 3]), dice.choice([5, 20, 40])
+    unit_cost, price = Fraction(dice.randint(1, 40), 4), Fraction(dice.randint(1, 40), 4)
+    sizing = Sizing(
+        pool="p",
+        currency="USD",
+        units={"all": today},
+        unit_burn={"all": unit_burn},
+        units_min=0,
+        units_sold_in=step,
+        unit_cost=unit_cost * _UNIT,
+        mix_cost={"all": int(price * _UNIT)},
+        mix_burn={"all": 1},
+    )
+    none = {"denominator": 1, "available": 0, "carved_out": 0, "served": 0, "burn": 0, "spill": 0}
+    rows = [
+        {**none, "pool": "p", "dimension": "all", "minute": at, "refused": asked, "demand": asked}
+        for at, asked in zip(quarters(START, START + len(demand) * QUARTER), demand, strict=True)
+    ]
+    found = cost_curve(DEMAND.conform(pl.DataFrame(rows, schema=dict(DEMAND.columns))), sizing, 1_000)
+    sizes = range(0, max(*demand, today * unit_burn) // unit_burn + 2 * step, step)
+    # a size of K units has room for K x unit_burn
+    wanted = {
+        size: closing.curve(demand, [size * unit_burn], unit_cost / unit_burn, price)[size * unit_burn]
+        for size in {*sizes, today}
+    }
+    told = list(
+        _compare(
+            f"seed {seed}: size",
+            {(size,): cost for size, cost in found.select("units", "cost").iter_rows()},
+            {(size,): wanted[size] for size in found["units"]},
+        )
+    )
+    best = found.filter("best")["units"].to_list()
+    if best != [min(wanted, key=lambda size: (wanted[size], size))]:
+        told.append(f"seed {seed}: best size: core {best}, oracle {wanted}")
+    return told

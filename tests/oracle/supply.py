@@ -458,6 +458,36 @@ def customers_burn(usage: list[Row], books: Book, ran_on: str) -> dict[Key, int]
     return found
 
 
+def customer_shares(usage: list[Row], used: dict[Key, Row], books: Book) -> dict[Key, Row]:
+    """(pool, dimension, customer) -> burn, spill, its part of the highest minute, and of what it was promised."""
+    burned, spilt = (customers_burn(usage, books, ran_on) for ran_on in ("pool", "overflow"))
+    found: dict[Key, Row] = {}
+    for pool, dimension in sorted({key[:2] for key in used}):
+        minutes = {key[2]: row for key, row in used.items() if key[:2] == (pool, dimension)}
+        promised = books.of("entitlements", pool=pool, dimension=dimension)
+        mine = (pool, dimension)
+        names = {key[3] for key in (*burned, *spilt) if key[:2] == mine} | {e["customer"] for e in promised}
+        peak = max(sorted(minutes), key=lambda at, rows=minutes: rows[at]["burn"] + rows[at]["spill"])
+        whole = minutes[peak]["burn"] + minutes[peak]["spill"]
+        for customer in names:
+            own = {at: [side.get((*mine, at, customer), 0) for side in (burned, spilt)] for at in minutes}
+            entitled = {at: entitlement(books, customer, *mine, at) for at in minutes}
+            highest = max(sorted(own), key=lambda at, rows=own: sum(rows[at]))
+            row = {
+                "burn": sum(burn for burn, _ in own.values()),
+                "spill": sum(spill for _, spill in own.values()),
+                "peak_demand": sum(own[peak]) if whole else 0,
+                "peak_ratio": _micro_of(sum(own[peak]), whole),
+                "own_peak_minute": highest if sum(own[highest]) else None,
+                "own_peak_demand": sum(own[highest]),
+                "entitlement": sum(entitled.values()),
+                "entitlement_used": sum(min(entitled[at], own[at][0]) for at in minutes),
+            }
+            if any(row[name] for name in ("burn", "spill", "entitlement")):
+                found[pool, dimension, customer] = row
+    return found
+
+
 def held_by(
     cost: int, minutes: dict[datetime, Row], entitled: dict[datetime, dict[str, int]], burned: dict[Key, int]
 ) -> dict[str, int]:
