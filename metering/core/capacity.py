@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from itertools import pairwise
 from typing import Any, Final
@@ -514,7 +515,7 @@ def _by_minute(spans: pl.DataFrame, cells: pl.DataFrame, period: Period) -> pl.D
         spans.drop("start", "until")
         .select(pl.all().gather(span))
         .with_columns(
-            pl.Series("minute", start + minute * 60_000_000).cast(INSTANT),
+            pl.Series("minute", start + minute * _MICROSECONDS).cast(INSTANT),
             pl.Series("_at", cell.cast(pl.Int64).to_numpy()[span] * period.minutes + minute),
         )
     )
@@ -545,11 +546,22 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
     the second. A minute, or a 5- or 15-minute window of the clock, is at its limit where burn >= available
     and not both are 0. Minutes with nothing available have no ratio and are left out of mean and percentiles.
     """
-    by = ["pool", "dimension"]
-    minutes = utilization.sort(*by, "minute").with_columns(at_limit().alias("_full"), modelled_spill())
+    # pools and dimensions are told apart by numbers: to group millions of rows by texts takes several times as long
+    known = identify(utilization.select("pool", "dimension", "minute"), ["pool", "dimension"])
+    place = (
+        known.rows["series_id"].cast(pl.Int64) * 2**32 + known.rows["minute"].to_physical() // _MICROSECONDS
+    )
+    minutes = utilization.with_columns(
+        known.rows["series_id"].alias("_cell"),
+        place.alias("_place"),
+        at_limit().alias("_full"),
+        modelled_spill(),
+    )
+    if not place.is_sorted():
+        minutes = minutes.sort("_place")
     micro = pl.col("utilization_ratio").drop_nulls().sort().to_physical()
     count = micro.len()
-    shares = minutes.group_by(by).agg(
+    shares = minutes.group_by("_cell").agg(
         pl.len().cast(pl.Int64).alias("minutes"),
         pl.col("denominator").first(),
         *(pl.col(name).sum() for name in _SUMMED),
@@ -573,19 +585,20 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
     )
     for length in (5, 15):
         windows = (
-            minutes.group_by(*by, pl.col("minute").dt.truncate(f"{length}m"))
+            minutes.group_by("_cell", pl.col("minute").dt.truncate(f"{length}m"))
             .agg(pl.col("burn").sum(), pl.col("available").sum(), pl.len().cast(pl.Int64).alias("_minutes"))
-            .group_by(by)
+            .group_by("_cell")
             .agg(pl.col("_minutes").filter(at_limit()).sum().alias(f"minutes_at_limit_{length}m"))
         )
-        shares = shares.join(windows, on=by, validate="1:1")
-    gap = (pl.col("minute") - pl.col("minute").shift(1)).over(by) != pl.lit(MINUTE)
-    broken = (~pl.col("_full") | gap.fill_null(value=True)).cum_sum().over(by)
+        shares = shares.join(windows, on="_cell", validate="1:1")
+    # the place of another pool or dimension is never the next one
+    gap = pl.col("_place").diff() != 1
+    broken = (~pl.col("_full") | gap.fill_null(value=True)).cum_sum()
     runs = (
-        minutes.with_columns(broken.alias("_run"))
-        .group_by(*by, "_run")
-        .agg(pl.col("_full").sum().cast(pl.Int64).alias("_length"))
-        .group_by(by)
+        minutes.select("_cell", "_full", broken.alias("_run"))
+        .group_by("_run")
+        .agg(pl.col("_cell").first(), pl.col("_full").sum().cast(pl.Int64).alias("_length"))
+        .group_by("_cell")
         .agg(pl.col("_length").max().alias("longest_run_at_limit_minutes"))
     )
     pools = (
@@ -594,7 +607,8 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("minute").n_unique().cast(pl.Int64).alias("pool_minutes_at_limit"))
     )
     summary = (
-        shares.join(runs, on=by, validate="1:1")
+        shares.join(runs, on="_cell", validate="1:1")
+        .join(known.series.rename({"series_id": "_cell"}), on="_cell", validate="1:1")
         .join(pools, on="pool", how="left", validate="m:1")
         .with_columns(pl.col("pool_minutes_at_limit").fill_null(0))
     )
@@ -602,6 +616,7 @@ def summarise_capacity(utilization: pl.DataFrame) -> pl.DataFrame:
 
 
 _MICRO: Final = pl.lit(Decimal("0.000001"), dtype=RATIO)
+_MICROSECONDS: Final = MINUTE // timedelta(microseconds=1)
 
 
 def at_limit() -> pl.Expr:
