@@ -286,7 +286,7 @@ def test_each_customers_share_of_the_pools_peak_and_of_its_entitlement():
         set_aside=aside("kind | name | units | effective_until\n carve_out | research | 1 | 2026-03-02"),
         steps="units | unit_burn_per_minute\n 11 | 10",
         entitlements=read(
-            "customer | units | effective_until\n a | 6 | -\n b | 3.97 | -\n c | 2 | 2026-03-01 00:15",
+            "customer | units | effective_until\n a | 6 | -\n b | 6.97 | -\n c | 2 | 2026-03-01 00:15",
             ENTITLEMENTS,
             contract="c",
             pool="block",
@@ -312,7 +312,7 @@ def test_each_customers_share_of_the_pools_peak_and_of_its_entitlement():
         """
         pool     | customer | entitlement | entitlement_used | entitlement_used_ratio
         block    | a        | 1_800       | 80               | 0.044444
-        block    | b        | 1_170       | 49               | 0.041880
+        block    | b        | 2_070       | 60               | 0.028986
         block    | c        | 300         | 0                | 0
         block    | d        | -           | -                | -
         research | a        | -           | -                | -
