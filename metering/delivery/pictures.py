@@ -68,8 +68,8 @@ def _draw(picture: Picture, signs: _Signs) -> RenderableType:
     parts.append(Text(f"     {legend}", style="dim"))
     parts += [
         Text(f"from {picture.line_from:%Y-%m-%dT%H:%MZ}, {picture.each} each", style="dim"),
-        Text.assemble(("mean ", "dim"), *(_stroke(cell.used, cell, signs) for cell in picture.line)),
-        Text.assemble(("peak ", "dim"), *(_stroke(cell.fullest, cell, signs) for cell in picture.line)),
+        Text.assemble(("mean ", "dim"), *(_stroke(cell.used, signs) for cell in picture.line)),
+        Text.assemble(("peak ", "dim"), *(_stroke(cell.fullest, signs) for cell in picture.line)),
         Text(f"     {signs.line[0]} nothing   {signs.line[-1]} at the limit or above", style="dim"),
     ]
     return Group(*parts)
@@ -79,18 +79,18 @@ def _hour(cell: Cell, signs: _Signs) -> Text:
     if cell.used is None:
         return Text("  ")
     shade = signs.shades[sum(cell.used * 100 >= edge for edge in _SHADES_FROM)]
-    return Text(shade + ("!" if cell.at_limit else shade), style=_style(cell.used, cell))
+    return Text(shade + ("!" if cell.at_limit else shade), style=_style(cell.used, at_limit=cell.at_limit))
 
 
-def _stroke(share: Decimal | None, cell: Cell, signs: _Signs) -> Text:
+def _stroke(share: Decimal | None, signs: _Signs) -> Text:
     if share is None:
         return Text(" ")
     below = len(signs.line) - 1
     place = below if share >= 1 else min(below - 1, int(share * below))
-    return Text(signs.line[place], style=_style(share, cell))
+    return Text(signs.line[place], style=_style(share, at_limit=share >= 1))
 
 
-def _style(share: Decimal, cell: Cell) -> str:
-    if share >= 1 or cell.at_limit:
+def _style(share: Decimal, *, at_limit: bool) -> str:
+    if at_limit:
         return "red"
     return "yellow" if share >= Decimal("0.85") else "green"
