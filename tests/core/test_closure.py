@@ -23,12 +23,20 @@ from metering.core.closure import (
     whole_months,
 )
 from metering.core.costs import costs as compute
-from metering.frames import BILL_LINES, EXCHANGE_RATES, POOLS, Books
+from metering.frames import (
+    BILL_LINES,
+    CAPACITY_FEES,
+    EXCHANGE_RATES,
+    POOL_USAGE,
+    POOLS,
+    USAGE,
+    Books,
+)
 from metering.money import QUANTUM
 from metering.periods import QUARTER, Period, parse_period
 from metering.results import COSTS, RECOGNISED
 from tests.core.example_books import books as example_books
-from tests.core.example_books import prices, usage
+from tests.core.example_books import bought, prices, usage
 from tests.core.worlds import PERIOD as WORLD
 from tests.core.worlds import START, World, supplied
 from tests.text_tables import check, instant, read
@@ -238,6 +246,57 @@ def test_prepaid_and_accrued_lie_between_what_was_billed_and_what_was_recognised
         document | year     |   0         | 5_900             | 100             | 30_500           | -100
         document | feb      | 280         |   280             |   0             |      0           |  280
         schedule | -        |   0         |     0             | -50             |      0           |   50
+        """,
+    )
+
+
+def test_half_a_year_billed_evenly_for_a_ramp_that_comes_later_is_prepaid() -> None:
+    """$100k billed each month, by capacity-hours 300k of it is the first half's: 300k is prepaid after June."""
+    half = parse_period("2026-01-01..2026-07-01")
+    block = bought(
+        """
+        effective_from | effective_until | units | fee_per_month | recognition
+        2026-01-01     | 2026-07-01      | 184   | 0             | capacity_hours
+        2026-07-01     | 2027-01-01      | 543   | 0             | capacity_hours
+        """
+    )
+    flat = read(
+        "pool | fee | amount | per | currency | effective_from | effective_until\n"
+        "block | flat | 100_000 | month | USD | 2026-01-01 | 2027-01-01",
+        CAPACITY_FEES,
+    )
+    bill = lines(
+        """
+        line | service_from | service_until
+        1    | 2026-01-01   | 2026-02-01
+        2    | 2026-02-01   | 2026-03-01
+        3    | 2026-03-01   | 2026-04-01
+        4    | 2026-04-01   | 2026-05-01
+        5    | 2026-05-01   | 2026-06-01
+        6    | 2026-06-01   | 2026-07-01
+        """,
+        supplier="northstar",
+        object_kind="pool",
+        object="block",
+        amount="100_000",
+    )
+    known = example_books(**{**block, "capacity_fees": flat, "bill_lines": bill})
+    made = compute(USAGE.empty(), POOL_USAGE.empty(), known, half)
+    rated_, unrated = rate_on_demand(USAGE.empty(), known, billing_slices(known, half))
+    done = closure(made.lines, made.supply.recognised, rated_, unrated, known, half)
+    check(
+        told(done.terms),
+        """
+        term | kind | usage   | loaded
+        idle | -    | 300_000 | 300_000
+        """,
+    )
+    check(
+        done.documents,
+        """
+        what     | billed_here | recognised_here | change_in_prepaid
+        document | 600_000     |  600_000        |       0
+        schedule |       0     | -300_000        | 300_000
         """,
     )
 
