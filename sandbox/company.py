@@ -54,6 +54,8 @@ CUSTOMERS: Final = (
 )
 LONG_CONTEXT_CUSTOMER: Final = 11  # lattice-voice
 UNKNOWN_CUSTOMER: Final = 12
+#: internal-research runs on units of block-a that are set aside for it, the carve-out `research`.
+RESEARCH_CUSTOMER: Final = 10
 NO_TEXT: Final = "null"
 
 
@@ -74,7 +76,8 @@ def profile(
     elif overflow:
         provider, region, pool, ran_on = "cirrus", "us-east", '"block-a"', "overflow"
     else:
-        provider, region, pool, ran_on = "own", "us-west", '"block-a"', "pool"
+        named_pool = '"research"' if customer == RESEARCH_CUSTOMER else '"block-a"'
+        provider, region, pool, ran_on = "own", "us-west", named_pool, "pool"
     billable = '"billable":true' if end == 0 else '"billable":false'
     reason = "" if end == 0 else f',"nonbillable_reason":"{("failure", "retry")[end - 1]}"'
     named = f'"{who.projects[project]}"' if who.projects else NO_TEXT

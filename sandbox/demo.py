@@ -279,6 +279,8 @@ def _capacity(demo: Demo) -> None:
     with postgres.reading(demo.settings) as connection:
         found = reports.capacity_report(connection, demo.settings, parse_period(str(demo.day))).by()
     for row in found.rows.iter_rows(named=True):
+        if row["idle_cost"] is None:  # a carve-out: what it costs is part of what its pool costs
+            continue
         spilled = (
             f"{_whole(row['spill'])} burn units spilled to on-demand" if row["spill"] else "nothing spilled"
         )
