@@ -69,7 +69,7 @@ def margin(
     form: Format = "table",
     output: Output = None,
 ) -> None:
-    """Revenue, cost and margin; idle capacity is a line of its own."""
+    """Revenue, cost and margin; idle capacity is a line of its own, and who carries it a column."""
     from workers.posted import margin_by
 
     _run(period, as_of, form, output, lambda c, s, p, w: margin_by(c, s, p, w, by))

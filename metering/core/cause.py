@@ -6,7 +6,7 @@ import polars as pl
 
 from metering.core.allocation import quarters
 from metering.core.rating import on_demand_costs
-from metering.frames import SUM, Books
+from metering.frames import INSTANT, SUM, Books
 from metering.money import multiply_divide, split_largest_remainder, to_quanta
 
 _BY: Final = ("pool", "dimension", "quarter_start")
@@ -36,6 +36,8 @@ def cause_shift(
     price, or that is bought in another currency. Sums to 0. Returns minute, customer, pool, currency, quanta.
     """
     spilled = usage.filter(pl.col("ran_on") == "overflow").rename({"minute": "quarter_start"})
+    if spilled.is_empty():
+        return _NOTHING
     spilled = spilled.join(
         utilization.select("pool", pl.col("minute").alias("quarter_start")).unique(),
         on=["pool", "quarter_start"],
@@ -100,6 +102,17 @@ def cause_shift(
         .filter(pl.col("quanta") != 0)
         .join(pools.rename({"_own": "currency"}), on="pool", validate="m:1")
     )
+
+
+_NOTHING: Final = pl.DataFrame(
+    schema={
+        "minute": INSTANT,
+        "pool": pl.String,
+        "customer": pl.String,
+        "quanta": SUM,
+        "currency": pl.String,
+    }
+)
 
 
 def _value(burn: pl.Expr) -> pl.Expr:
