@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from metering.core.effective import edges, in_force
-from metering.core.series import Identified, identify, numbered
+from metering.core.series import Identified, identify, numbered, where
 from metering.errors import BadInput
 from metering.frames import INSTANT, POOL_USAGE, SUM, Books
 from metering.meters import METERS, TOKEN_METERS
@@ -389,7 +389,7 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
     in that minute is in `unburned` as unknown_pool.
     A negative burn in a minute raises BadInput: compensating entries cannot outweigh what they compensate.
     """
-    usage = _where(
+    usage = where(
         pool_usage.select(*POOL_USAGE.columns),
         (pl.col("minute") >= period.start)
         & (pl.col("minute") < period.until)
@@ -404,7 +404,7 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
         METERS, index=["minute", "series_id"], variable_name="meter", value_name="quantity"
     )
     weights = weights_in(books)
-    burned, unweighed = _weigh(_where(known.rows, inside), known.series, *weights, at="minute")
+    burned, unweighed = _weigh(where(known.rows, inside), known.series, *weights, at="minute")
     unburned = [
         _unburned(unknown, known.series, "unknown_pool"),
         _unburned(unweighed, known.series, "no_weight"),
@@ -427,12 +427,6 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
         UNBURNED.conform(pl.concat(unburned)),
         _identity(pl.concat([of_carve_outs, had_nothing], how="diagonal"), sides),
     )
-
-
-def _where(frame: pl.DataFrame, condition: pl.Expr | pl.Series) -> pl.DataFrame:
-    """The rows that meet the condition; the frame itself where all do: a copy of it takes its memory again."""
-    holds = frame.select(condition).to_series() if isinstance(condition, pl.Expr) else condition
-    return frame if holds.all() else frame.filter(holds)
 
 
 def _minute_of(instants: pl.Series, period: Period) -> pl.Series:
@@ -469,7 +463,7 @@ def _sides(
         at = cell * period.minutes + _minute_of(rows["minute"], period)
         placed = pl.DataFrame([at.alias("_at"), rows["burn"]])
         for ran_on, of_side in parts.items():
-            of_side.append(_where(placed, (series["ran_on"] == ran_on).gather(rows["series_id"])))
+            of_side.append(where(placed, (series["ran_on"] == ran_on).gather(rows["series_id"])))
     burn, spill = (
         pl.concat([pl.DataFrame(schema=schema), *of_side]).group_by("_at").agg(pl.col("burn").sum())
         for of_side in parts.values()

@@ -26,7 +26,7 @@ from metering.core.flows import (
 from metering.core.idle import carried_by_burn, carried_by_entitlement
 from metering.core.rating import on_demand_costs
 from metering.core.recognition import recognised
-from metering.core.series import Identified, identify
+from metering.core.series import Identified, identify, where
 from metering.errors import BadInput
 from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, SUM, SUMS, USAGE, Books
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, refuse_beyond
@@ -229,7 +229,7 @@ def _by_customer(
         return []
     here = pl.col("pool").is_in(pools)
     usage, utilization, cost, pool_cost = (
-        frame.filter(here) for frame in (usage, utilization, cost, pool_cost)
+        where(frame, here) for frame in (usage, utilization, cost, pool_cost)
     )
     promised = entitled(books, utilization)
     burned = burned_by_customer(usage, books, utilization)
@@ -237,7 +237,7 @@ def _by_customer(
     by_entitlement = books.pools.filter(pl.col("idle_policy") == "entitlement")["pool"]
     carry = pl.col("pool").is_in(by_entitlement.implode())
     carried = carried_by_entitlement(
-        promised.filter(carry), burned.filter(carry), pool_cost.filter(carry), utilization.filter(carry)
+        *(where(frame, carry) for frame in (promised, burned, pool_cost, utilization))
     )
     by = ["slice_start", "customer", "pool", "currency"]
     carried = with_slice(carried, cut, at="quarter_start")

@@ -5,6 +5,7 @@ from typing import Final
 import polars as pl
 
 from metering.core.capacity import burn_by_series, weights_in
+from metering.core.series import where
 from metering.frames import INSTANT, SUM, Books
 from metering.periods import QUARTER
 
@@ -68,7 +69,9 @@ def burned_by_customer(usage: pl.DataFrame, books: Books, utilization: pl.DataFr
     minutes outside of it are ignored.
     """
     at = ["pool", "minute"]
-    usage = usage.join(utilization.select(at).unique(), on=at, how="semi").drop("provider", "requests")
+    inside = utilization.select(at).unique().with_columns(pl.lit(value=True).alias("_inside"))
+    found = usage.select(at).join(inside, on=at, how="left", validate="m:1", maintain_order="left")["_inside"]
+    usage = where(usage, found.is_not_null()).drop("provider", "requests")
     series, weighed, _ = burn_by_series(usage, *weights_in(books), more=["customer"])
     # by the number of a customer in a pool: to group by texts takes several times as long
     holders = series.select("pool", "customer").unique().with_row_index("_holder")

@@ -44,6 +44,12 @@ def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
     return Identified(series.drop("_number"), others.with_columns(ids))
 
 
+def where(frame: pl.DataFrame, condition: pl.Expr | pl.Series) -> pl.DataFrame:
+    """The rows that meet the condition; the frame itself where all do: a copy of it takes its memory again."""
+    holds = frame.select(condition).to_series() if isinstance(condition, pl.Expr) else condition
+    return frame if holds.all() else frame.filter(holds)
+
+
 def numbered(codes: pl.Series) -> tuple[pl.Series, pl.Series]:
     """The different ones of `codes` (Int64, none negative), ascending, and for each code its place among them."""
     values = codes.to_numpy()

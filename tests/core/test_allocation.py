@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from metering.core.allocation import by_part, served_costs
 from metering.core.capacity import capacity
 from metering.core.recognition import recognised
-from metering.core.windows import pool_costs
+from metering.core.windows import pool_costs, sum_costs
 from metering.errors import BadInput, WrongWorld
 from metering.frames import INSTANT, POOL_USAGE, SUM, Frame
 from metering.money import multiply_divide, split_largest_remainder
@@ -107,7 +107,7 @@ def test_a_full_pool_costs_its_fee_to_the_last_quantum():
     assert Decimal(30_000_000) - Decimal("0.000000069444") * (432 * 10**12) == 192
 
 
-def test_a_pool_paid_in_two_currencies_is_refused():
+def test_the_costs_of_a_pool_paid_in_two_currencies_are_not_added():
     """The sum of $10 and CHF 10 is not 20 of anything."""
     steps = a.bought(
         """
@@ -122,8 +122,8 @@ def test_a_pool_paid_in_two_currencies_is_refused():
         costs = pool_costs(capacity(POOL_USAGE.empty(), books, span).utilization, a.books(**steps), span)
         assert costs["currency"].unique().to_list() == [currency]
     day = parse_period("2026-03-01")
-    with pytest.raises(BadInput, match="pool 'block', dimension 'all', is paid for in CHF, USD within one"):
-        pool_costs(capacity(POOL_USAGE.empty(), a.books(**steps), day).utilization, a.books(**steps), day)
+    mixed = pool_costs(capacity(POOL_USAGE.empty(), a.books(**steps), day).utilization, a.books(**steps), day)
+    check(sum_costs(mixed, ["pool"]), "pool | recognised_cost | idle_cost | currency\n block | - | - | -")
 
 
 def test_dimensions_share_a_fee_without_losing_a_quantum():
