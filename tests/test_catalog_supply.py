@@ -9,6 +9,7 @@ import pytest
 
 from metering.catalog import CatalogObjects, books, load_folder, plan, read_folder
 from metering.catalog.objects import body, from_body
+from metering.catalog.promised import oversubscribed
 from tests.text_tables import check, instant
 
 AT = datetime(2026, 3, 10, 12, 1, tzinfo=UTC)
@@ -877,4 +878,28 @@ def test_buying_terms_alone_change_nothing_that_was_reported(tmp_path: Path) -> 
         "~ capacity contract block",
         "    ~ lead_time_days: 90 -> 120",
         "0 to add, 1 to change, 0 to end",
+    ]
+
+
+def test_what_is_promised_beyond_the_units_of_a_later_step_is_noted_from_there_on(tmp_path: Path) -> None:
+    """From February on 48; bolt's 2.5 end with June: 46 + 2.5 is too much until then, 49 from August on."""
+    promises = (
+        "- {pool: block, units: 46, effective_until: 2026-08-01}\n"
+        "      - {pool: block, units: 49, effective_from: 2026-08-01}\n"
+        "      - {pool: tokens, dimension: input, units: 4}"
+    )
+    made = objects_of(tmp_path, SOUND.replace("- {pool: block, units: 20.5}", promises))
+
+    def noted(at: str) -> list[str]:
+        return list(oversubscribed(books(made, 1), instant(at)))
+
+    start = "pool block is oversubscribed: from"
+    assert noted("2026-03-10") == [
+        f"{start} 2026-03-10T00:00Z on entitlements promise 48.5 accelerator, and 48 are contracted"
+    ]
+    assert noted("2026-07-01") == [
+        f"{start} 2026-08-01T00:00Z on entitlements promise 49 accelerator, and 48 are contracted"
+    ]
+    assert noted("2025-12-01") == [
+        f"{start} 2026-01-01T00:00Z on entitlements promise 48.5 accelerator, and 24 are contracted"
     ]
