@@ -107,10 +107,9 @@ def customer_shares(customer_usage: pl.DataFrame, books: Books, used: Capacity) 
 
 
 def _highest(rows: pl.DataFrame, what: str, by: list[str]) -> pl.DataFrame:
-    """The row of each group with the most of `what`; the earliest of equals."""
-    return rows.sort([*by, what, "minute"], descending=[False] * len(by) + [True, False]).unique(
-        by, keep="first", maintain_order=True
-    )
+    """The most of `what` in each group, and its minute: the earliest of equals."""
+    most = pl.col(what).max()
+    return rows.group_by(by).agg(pl.col("minute").filter(pl.col(what) == most).min(), most)
 
 
 def _refuse_disagreement(burned: pl.DataFrame, whole: pl.DataFrame) -> None:
