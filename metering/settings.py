@@ -148,6 +148,11 @@ class Settings(BaseSettings):
         lt=1,
         description="how far above its floor, as a share of revenue, a margin resolves its alert",
     )
+    full_probability_max: Decimal = Field(
+        Decimal("0.05"), gt=0, lt=1, description="probability above which an hour of a pool counts as full"
+    )
+    runway_days_max: int = Field(365, ge=1, description="days ahead in which a full pool is looked for")
+    plan_sizes_max: int = Field(40, ge=8, description="sizes of a pool of which a cost curve is made, about")
     alerts_per_rule_max: int = Field(
         10, ge=1, description="messages of one rule and evaluation before they become one digest"
     )

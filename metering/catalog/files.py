@@ -101,10 +101,11 @@ def _object(
         for error in invalid.errors(include_url=False):
             place = (*path, *error["loc"])
             value = MISSING if error["type"] == "missing" else error["input"]
-            yield document.fault(place, value, _problem(cls, error))
+            yield document.fault(place, value, problem(cls, error))
 
 
-def _problem(cls: type[BaseModel], error: ErrorDetails) -> str:
+def problem(cls: type[BaseModel], error: ErrorDetails) -> str:
+    """What is wrong with a field, and what would be right, in words."""
     kind, context = error["type"], error.get("ctx", {})
     match kind:
         case "catalog":

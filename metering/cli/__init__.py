@@ -51,6 +51,7 @@ def _mount() -> None:
         knowledge,
         ledger,
         periods,
+        planning,
         probe,
         rebuild,
         refused,
@@ -72,6 +73,7 @@ def _mount() -> None:
     reports.mount(app)
     closing.mount(app)
     knowledge.mount(app)
+    planning.mount(app)
     app.add_typer(rebuild.app, name="rebuild")
     refused.mount(app)
     app.add_typer(sandbox.app, name="sandbox")

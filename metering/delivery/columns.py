@@ -238,6 +238,81 @@ OBLIGATIONS: Final = _columns(
     ("notice_by", "instant", "notice by", "UTC", 3),
 )
 
+#: Pools sized on recorded demand (`plan capacity`).
+PLAN: Final = _columns(
+    ("pool", "text", "pool", "", 0),
+    ("supplier", "text", "supplier", "", 9),
+    ("unit", "text", "unit", "", 6),
+    ("units_today", "count", "today", "units", 0),
+    ("minutes", "count", "replayed", "minutes", 9),
+    ("demand_of_available_ratio", "ratio", "demand", "of available", 4),
+    ("above_ratio", "ratio", "above", "of minutes", 3),
+    ("spill_ratio", "ratio", "spills", "of demand", 5),
+    ("refused_requests", "count", "refused", "requests", 6),
+    ("c0_per_million", "money", "capacity per M", "", 5),
+    ("on_demand_per_million", "money", "on demand per M", "", 5),
+    ("break_even_ratio", "ratio", "break-even", "use", 1),
+    ("served_of_contracted_ratio", "ratio", "used", "of contracted", 2),
+    ("cost_today", "money", "cost today", "", 2),
+    ("units_best", "count", "best", "units", 0),
+    ("cost_best", "money", "cost best", "", 2),
+    ("saving", "money", "saves", "", 0),
+    ("above_best_ratio", "ratio", "then above", "of minutes", 3),
+    ("spill_best_ratio", "ratio", "then spills", "of demand", 4),
+    ("runway_date", "day", "full from", "UTC", 0),
+    ("order_by_date", "day", "order by", "UTC", 0),
+    ("forecast", "text", "forecast", "", 7),
+    ("lower_bound", "flag", "lower bound", "", 7),
+    ("currency", "text", "currency", "", 9),
+)
+COST_CURVE: Final = _columns(
+    ("pool", "text", "pool", "", 0),
+    ("units", "count", "size", "units", 0),
+    ("capacity_cost", "money", "capacity", "", 1),
+    ("on_demand_cost", "money", "on demand", "", 1),
+    ("cost", "money", "cost", "", 0),
+    ("minutes", "count", "replayed", "minutes", 9),
+    ("minutes_above", "count", "above", "minutes", 3),
+    ("above_ratio", "ratio", "above", "of minutes", 2),
+    ("spill_ratio", "ratio", "spills", "of demand", 2),
+    ("today", "flag", "today", "", 0),
+    ("best", "flag", "best", "", 0),
+    ("currency", "text", "currency", "", 9),
+)
+
+#: A period as recorded and as supposed (`what-if`).
+WHAT_IF: Final = _columns(
+    ("measure", "text", "", "", 0),
+    ("pool", "text", "pool", "", 0),
+    ("dimension", "text", "dimension", "", 3),
+    ("customer", "text", "customer", "", 0),
+    ("before", "money", "before", "", 0),
+    ("after", "money", "after", "", 0),
+    ("contracted", "burn", "contracted", "burn units", 2),
+    ("contracted_after", "burn", "contracted after", "burn units", 2),
+    ("served", "burn", "served", "burn units", 1),
+    ("served_after", "burn", "served after", "burn units", 1),
+    ("idle", "burn", "idle", "burn units", 2),
+    ("idle_after", "burn", "idle after", "burn units", 2),
+    ("overrun", "burn", "overrun", "burn units", 4),
+    ("overrun_after", "burn", "overrun after", "burn units", 4),
+    ("spill", "burn", "spill", "burn units", 2),
+    ("spill_after", "burn", "spill after", "burn units", 2),
+    ("served_of_contracted_ratio", "ratio", "used", "of contracted", 0),
+    ("served_of_contracted_ratio_after", "ratio", "used after", "of contracted", 0),
+    ("cost_pool", "money", "pool cost", "", 1),
+    ("cost_pool_after", "money", "pool cost after", "", 1),
+    ("cost_on_demand", "money", "on-demand cost", "", 1),
+    ("cost_on_demand_after", "money", "on-demand cost after", "", 1),
+    ("revenue", "money", "revenue", "", 3),
+    ("revenue_after", "money", "revenue after", "", 3),
+    ("cost", "money", "cost", "", 1),
+    ("cost_after", "money", "cost after", "", 1),
+    ("margin", "money", "margin", "", 0),
+    ("margin_after", "money", "margin after", "", 0),
+    ("change", "money", "change", "", 0),
+)
+
 
 def in_currency(columns: Sequence[Column], currency: str) -> tuple[Column, ...]:
     """The columns with the report's currency as the unit of their amounts."""
