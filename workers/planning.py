@@ -150,10 +150,10 @@ def runway(rows: pl.DataFrame, books: Books, pool: str, cut: Period, alpha: Deci
             .group_by(pl.col("minute").dt.truncate("1h").alias("hour"))
             .agg((pl.col("demand").max() // pl.col("denominator").first()).cast(pl.Float64).alias("peak"))
         )
-        if not hourly.height:
+        # before the first demand nothing was recorded: that is no pattern to learn
+        first = hourly.filter(pl.col("peak") > 0)["hour"].min()
+        if not isinstance(first, datetime):
             continue
-        first = hourly["hour"].min()
-        assert isinstance(first, datetime)
         grid = pl.DataFrame({"hour": pl.datetime_range(first, start, "1h", closed="left", eager=True)})
         peaks = grid.join(hourly, on="hour", how="left").sort("hour")["peak"].fill_null(0)
         weeks = Fraction(len(peaks), WEEK)
@@ -322,7 +322,9 @@ class CapacityPlan:
             even = break_even(made.sized.sizing)
             if made.sized.missing is not None:
                 yield f"{pool}: {made.sized.missing}: no break-even and no best size, only what would spill"
-            elif even is not None and even > 1:
+            elif even is None:
+                yield f"{pool}: what it served burned nothing: no break-even and no best size, only what would spill"
+            elif even > 1:
                 yield (
                     f"{pool}: break-even at {float(even):.0%} of its capacity, above 100 %: full or not, it costs "
                     "more than on demand. The contract buys availability and latency, not savings"

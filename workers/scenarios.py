@@ -279,7 +279,7 @@ class Compared:
 
     def _pools(self) -> pl.DataFrame:
         by = ["pool", "dimension"]
-        sides = []
+        sides, costs = [], []
         for side in (self.before, self.after):
             sums = side.capacity.utilization.group_by(by).agg(
                 pl.col("denominator").first(), *(pl.col(name).sum() for name in _BURN)
@@ -289,12 +289,14 @@ class Compared:
             sides.append(
                 sums.with_columns(
                     used, *(in_burn_units(pl.col(name), pl.col("denominator")).alias(name) for name in _BURN)
-                )
-                .drop("denominator")
-                .join(cost, on="pool", how="left", validate="m:1")
+                ).drop("denominator")
             )
+            costs.append(cost)
         before, after = sides
         rows = before.join(after, on=by, how="full", coalesce=True, suffix="_after").sort(by)
+        # a pool that is no more may still have traffic that was meant for it
+        rows = rows.join(costs[0], on="pool", how="left", validate="m:1")
+        rows = rows.join(costs[1], on="pool", how="left", validate="m:1", suffix="_after").sort(by)
         order = [*_BURN, "served_of_contracted_ratio", "cost_pool", "cost_on_demand"]
         return rows.select(*by, *(f"{name}{side}" for name in order for side in ("", "_after")))
 

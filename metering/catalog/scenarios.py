@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, ValidationError
 from metering.catalog.documents import MISSING, Document, Fault, KeyPath, read_document
 from metering.catalog.fields import Amount, Count, Instant, Name, Weight
 from metering.catalog.files import problem
-from metering.catalog.rules import Named, Placed, check
+from metering.catalog.placed import Placed
+from metering.catalog.rules import Named, check
 from metering.catalog.shapes import Strict
 from metering.catalog.supply import Burndown, CapacityContract
 from metering.errors import BadInput
