@@ -17,6 +17,8 @@ from metering.periods import QUARTER, Period
 from metering.results import LINE_KEY, MARGIN_LINES, UNRATED
 from tests.core.worlds import PERIOD, QUARTERS, START, World, worlds
 from tests.oracle import margin as oracle
+from tests.oracle import supply
+from tests.oracle.worlds import plain
 
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 AMOUNTS = (
@@ -29,16 +31,6 @@ FLAGS = ("charge_unrated", "cost_unrated", "estimated")
 
 def run(world: World, period: Period = PERIOD) -> Margin:
     return margin(world.usage, world.pool_usage, world.books, period, "USD")
-
-
-def plain(books: Books) -> oracle.Book:
-    return oracle.Book(
-        **{
-            field.name: getattr(books, field.name).to_dicts()
-            for field in fields(books)
-            if field.name != "catalog_revision"
-        }
-    )
 
 
 @relaxed
@@ -70,7 +62,7 @@ def test_equals_the_oracle_to_the_last_digit(world):
 @given(worlds())
 def test_utilization_equals_the_oracle(world):
     found = capacity(world.pool_usage, world.books, PERIOD).utilization
-    wanted = oracle.utilization(world.pool_usage.to_dicts(), plain(world.books), PERIOD.start, PERIOD.until)
+    wanted = supply.utilization(world.pool_usage.to_dicts(), plain(world.books), PERIOD.start, PERIOD.until)
     names = ("denominator", "contracted", "burn", "spill", "served", "idle", "overrun")
     assert {
         (row["pool"], row["dimension"], row["minute"]): {name: row[name] for name in names}
