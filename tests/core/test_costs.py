@@ -188,6 +188,10 @@ def test_the_spill_premium_goes_to_who_took_more_than_its_part():
     whole = loaded(found).with_columns(pl.col("usage", "cause").round(6))
     check(whole, "customer | usage | cause\n a | 90 | 180\n b | 130 | 40\n - | 0 | 0")
     assert found["cause_shift"].sum() == 0
+    # what spilled counts as taken: of 35 B is 5 above, and the 90 go 30 : 5
+    both = loaded(lines(rows, replace(world, entitlements=entitle("a | 60\n b | 35")), QUARTER))
+    both = both.with_columns(pl.col("cause").round(6))
+    check(both, "customer | cause\n a | 167.142857\n b | 52.857143\n - | 0")
     # nobody is above its part: the premium stays where it is
     even = lines(rows, replace(world, entitlements=entitle("a | 90\n b | 40")), QUARTER)
     assert even["cause_shift"].abs().sum() == 0
