@@ -54,6 +54,7 @@ def ledger(settings: Settings, tmp_path: Path) -> Iterator[Ledger]:
         [
             Event("2026-11-21T10:00:00", (0, 90), pool="block", ran_on="pool"),
             Event("2026-11-21T10:00:10", (0, 60), pool="block", ran_on="overflow"),
+            Event("2026-11-21T10:00:20", (0, 7), pool="nobody-knows", ran_on="overflow"),
         ],
         until="2026-11-22T21:02:30",
     )
@@ -130,6 +131,10 @@ def test_sizes_and_scenarios_by_command(ledger: Ledger, run: Run, tmp_path: Path
     table = run("what-if", doubled, "2026-11-21").output
     assert "Twice: company, before and after" in table
     assert "Twice: pool, before and after" in table
+    grown = scenario(tmp_path, "changes:\n  - scale_traffic: {factor: 2}\n")
+    company = {row["measure"]: row for row in run.rows("what-if", grown, "2026-11-21", "--by", "company")}
+    # 157 tokens at $15 a million, those of a pool that the catalog does not know included
+    assert company["charge"]["change"] == "0.002355000000"
     every = scenario(
         tmp_path,
         """

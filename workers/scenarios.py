@@ -76,9 +76,10 @@ def what_if(
     usage = read_usage(connection, span.start, span.until, as_of)
     pool_usage = read_pool_usage(connection, span.start, span.until, as_of)
     entitled = set(base.entitlements["pool"].unique()) | set(after.entitlements["pool"].unique())
-    minutes = read_pool_customer_usage(
-        connection, span.start, span.until, as_of, sorted({*touched, *entitled})
-    )
+    # traffic that no pool narrows down includes that of carve-outs, and of pools that nobody knows
+    every = any(isinstance(one.change, Chosen) and one.change.pool is None for one in scenario.changes)
+    named = None if every else sorted({*touched, *entitled})
+    minutes = read_pool_customer_usage(connection, span.start, span.until, as_of, named)
     recorded = Traffic(usage, minutes)
     say("computing what was")
     currency = settings.reporting_currency

@@ -9,7 +9,7 @@ from typing import Any, Final
 import polars as pl
 
 from metering.core.capacity import Capacity, capacity
-from metering.errors import BadInput
+from metering.errors import BadInput, WrongWorld
 from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, SUM, SUMS, USAGE, Books
 from metering.money import QUANTUM, decimal_to_quanta, split_largest_remainder
 from metering.periods import Period
@@ -448,6 +448,13 @@ def _shared(usage: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
     rows = usage.with_row_index("_row")
     numbered = cells.with_row_index("_cell")
     held = rows.select("_row", *by, *_QUANTITIES).join(numbered.select(*by, "_cell"), on=by, validate="m:1")
+    some = pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES)
+    nowhere = rows.filter(some).join(held.select("_row"), on="_row", how="anti")
+    if nowhere.height:
+        raise WrongWorld(
+            f"usage by quarter hour has no minutes in {nowhere.sort('_row').row(0, named=True)}; "
+            "run `metering verify`, then rebuild the rollups"
+        )
     long = held.unpivot(_QUANTITIES, index=["_row", "_cell"], variable_name="_name", value_name="_weight")
     totals = numbered.unpivot(_QUANTITIES, index=["_cell"], variable_name="_name", value_name="_total")
     long = long.join(totals.filter(pl.col("_total") != 0), on=["_cell", "_name"], validate="m:1")
