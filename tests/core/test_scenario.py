@@ -5,6 +5,7 @@ from decimal import Decimal
 from random import Random
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from metering.core.scenario import (
     with_fee,
     without,
 )
+from metering.errors import WrongWorld
 from metering.frames import MODELS, POOL_CUSTOMER_USAGE, SUMS, USAGE, Books
 from metering.meters import METERS
 from metering.periods import parse_period
@@ -175,6 +177,8 @@ def test_traffic_grows_and_moves() -> None:
         grown.usage.group_by("customer", "ran_on").agg(pl.col("uncached_input_tokens").sum()),
         "customer | ran_on | uncached_input_tokens\n acme | pool | 210\n bolt | pool | 40\n acme | overflow | 60",
     )
+    with pytest.raises(WrongWorld, match="has no minutes"):
+        scaled(Traffic(example().usage, POOL_CUSTOMER_USAGE.empty()), Which(), Decimal(2))
     small = moved(
         example(), Which(model="large", customer="acme"), Decimal("0.25"), {"model_served": "small"}
     )
