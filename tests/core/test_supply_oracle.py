@@ -6,13 +6,34 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import polars as pl
 import pytest
 
-from metering.frames import BILL_LINES, BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, POOLS, SET_ASIDE
+from metering.frames import (
+    BILL_LINES,
+    BURNDOWN,
+    CAPACITY_FEES,
+    CAPACITY_STEPS,
+    POOL_CUSTOMER_USAGE,
+    POOLS,
+    SET_ASIDE,
+)
+from metering.money import MONEY
+from metering.periods import Period
+from tests.core import example_books
 from tests.oracle import closing, supply
-from tests.oracle.compare import MET, commitments_differ, differences, schedules_differ, sizes_differ
+from tests.oracle.compare import (
+    MET,
+    by_key,
+    commitments_differ,
+    core_costs,
+    differences,
+    oracle_costs,
+    schedules_differ,
+    sizes_differ,
+)
 from tests.oracle.supply import Book, Row
-from tests.oracle.worlds import world
+from tests.oracle.worlds import World, world
 from tests.text_tables import instant, read
 
 M = 10**12
@@ -272,3 +293,38 @@ def test_schedules_over_a_year_commitments_and_sizes_are_equal_to_the_last_digit
     assert [line for seed in range(4) for line in schedules_differ(seed)] == []
     assert [line for seed in range(20) for line in commitments_differ(seed)] == []
     assert [line for seed in range(20) for line in sizes_differ(seed)] == []
+
+
+@pytest.mark.parametrize("amount", ["10.000000000000", "10.000000000001", "10.000000000002"])
+def test_equal_burn_in_two_quarter_hours_is_a_tie_that_the_earlier_takes(amount: str) -> None:
+    """b burns 1 in the first quarter hour, a 1 in the second: an odd quantum of idle is b's, whatever its name."""
+    hour = Period("tie", instant("2026-06-01"), instant("2026-06-01 00:30"))
+    block = example_books.bought(
+        """
+        effective_from | effective_until  | units | unit_burn_per_minute | fee_per_month | idle_policy
+        2026-06-01     | 2026-06-01 00:30 | 1     | 1                    | 0             | burn
+        """
+    )
+    fee = block["capacity_fees"].with_columns(
+        pl.lit("span").alias("per"), pl.lit(amount).cast(MONEY).alias("amount")
+    )
+    books = example_books.books(
+        **{**block, "capacity_fees": fee},
+        burndown=example_books.burndown("meter | weight\n uncached_input_tokens | 1"),
+    )
+    rows = example_books.usage(
+        """
+        quarter_start    | customer | uncached_input_tokens
+        2026-06-01 00:00 | b        | 1
+        2026-06-01 00:15 | a        | 1
+        """,
+        pool="block",
+        ran_on="pool",
+    )
+    by_minute = example_books.pool_usage(rows)
+    nobody = POOL_CUSTOMER_USAGE.empty()
+    tie = World(0, rows, by_minute, nobody, books, hour, hour.until)
+    carried = {key[4]: row["idle_share"] for key, row in oracle_costs(tie).items() if key[1] == "usage"}
+    idle = sum(carried.values())
+    assert carried == {"b": (idle + 1) // 2, "a": idle // 2}
+    assert by_key(core_costs(tie).lines) == oracle_costs(tie)

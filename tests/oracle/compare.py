@@ -13,7 +13,7 @@ import polars as pl
 from metering.core.capacity import Capacity, summarise_capacity
 from metering.core.closure import billing_slices, closure, rate_on_demand
 from metering.core.commitments import draw_down
-from metering.core.costs import costs
+from metering.core.costs import Costs, costs
 from metering.core.exchange import rates, translate
 from metering.core.margin import margin
 from metering.core.planning import DEMAND, Sizing, cost_curve
@@ -71,14 +71,24 @@ def _compare(what: str, found: Mapping[Key, Any], wanted: Mapping[Key, Any]) -> 
             yield f"{what} {', '.join(map(str, key))}: core {found.get(key)}, oracle {wanted.get(key)}"
 
 
-def _supply(world: World, met: Counter[str]) -> Iterator[str]:
-    period, plain = world.period, world.plain
-    span = (period.start, period.until)
-    made = costs(
-        *(world.usage, world.pool_usage, world.books, period),
+def core_costs(world: World) -> Costs:
+    return costs(
+        *(world.usage, world.pool_usage, world.books, world.period),
         pool_customer_usage=world.customer_usage,
         complete_until=world.complete_until,
     )
+
+
+def oracle_costs(world: World) -> dict[Key, supply.Row]:
+    usage = (world.usage, world.pool_usage, world.customer_usage)
+    span = (world.period.start, world.period.until)
+    return supply.costs(*(frame.to_dicts() for frame in usage), world.plain, *span, world.complete_until)
+
+
+def _supply(world: World, met: Counter[str]) -> Iterator[str]:
+    plain = world.plain
+    span = (world.period.start, world.period.until)
+    made = core_costs(world)
     used = supply.utilization(world.pool_usage.to_dicts(), plain, *span)
     yield from _compare(
         "utilization",
@@ -96,8 +106,7 @@ def _supply(world: World, met: Counter[str]) -> Iterator[str]:
         {row[:4]: row[4:] for row in made.supply.recognised.iter_rows() if row[4]},
         {key: cell for key, cell in paid.items() if cell[0]},
     )
-    usage = (world.usage, world.pool_usage, world.customer_usage)
-    wanted = supply.costs(*(frame.to_dicts() for frame in usage), plain, *span, world.complete_until)
+    wanted = oracle_costs(world)
     yield from _compare("costs", by_key(made.lines), wanted)
     yield from _margin(world, wanted, met)
     yield from _closure(world, made.lines, made.supply.recognised, wanted, paid, met)
