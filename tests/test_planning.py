@@ -106,8 +106,8 @@ def scenario(folder: Path, text: str) -> Path:
 
 
 def test_sizes_and_scenarios_by_command(ledger: Ledger, run: Run, tmp_path: Path) -> None:
-    (plan,) = run.rows("plan", "capacity", "2026-11-21")
-    shown = run("plan", "capacity", "2026-11-21")
+    (plan,) = run.rows("plan", "capacity", "--period", "2026-11-21")
+    shown = run("plan", "capacity", "--period", "2026-11-21")
     assert "a forecast needs 3 whole ones" in shown.output.replace("\n", " ")
     assert plan["pool"] == "block"
     assert plan["refused_requests"] == 1
@@ -115,24 +115,29 @@ def test_sizes_and_scenarios_by_command(ledger: Ledger, run: Run, tmp_path: Path
     assert (plan["cost_today"], plan["spill_ratio"]) == ("1.000600000000", "0.375000")
     assert (plan["break_even_ratio"], plan["units_best"]) == ("0.694444", 0)
     assert plan["runway_date"] is None
-    curve = run.rows("plan", "capacity", "2026-11-21", "--by", "size")
+    curve = run.rows("plan", "capacity", "--period", "2026-11-21", "--by", "size")
     assert sum(row["best"] is True for row in curve) == 1
-    assert run.rows("plan", "capacity", "2026-11-21") == [plan]
+    assert run.rows("plan", "capacity", "--period", "2026-11-21") == [plan]
 
     doubled = scenario(tmp_path, "scenario: Twice\nchanges:\n  - resize: {pool: block, factor: 2}\n")
-    (pool,) = run.rows("what-if", doubled, "2026-11-21")
-    company = {row["measure"]: row for row in run.rows("what-if", doubled, "2026-11-21", "--by", "company")}
+    (pool,) = run.rows("what-if", doubled, "--period", "2026-11-21")
+    company = {
+        row["measure"]: row
+        for row in run.rows("what-if", doubled, "--period", "2026-11-21", "--by", "company")
+    }
     # 200 a minute: the 60 that spilled fit
     assert (pool["served"], pool["served_after"]) == ("90.000000", "150.000000")
     assert (pool["spill"], pool["spill_after"]) == ("60.000000", "0.000000")
     assert (pool["cost_pool"], pool["cost_pool_after"]) == ("1.000000000000", "2.000000000000")
     assert company["cost"]["change"] == "0.999400000000"
     assert company["revenue"]["change"] == "0.000000000000"
-    table = run("what-if", doubled, "2026-11-21").output
+    table = run("what-if", doubled, "--period", "2026-11-21").output
     assert "Twice: company, before and after" in table
     assert "Twice: pool, before and after" in table
     grown = scenario(tmp_path, "changes:\n  - scale_traffic: {factor: 2}\n")
-    company = {row["measure"]: row for row in run.rows("what-if", grown, "2026-11-21", "--by", "company")}
+    company = {
+        row["measure"]: row for row in run.rows("what-if", grown, "--period", "2026-11-21", "--by", "company")
+    }
     # 157 tokens at $15 a million, those of a pool that the catalog does not know included
     assert company["charge"]["change"] == "0.002355000000"
     every = scenario(
@@ -162,7 +167,7 @@ changes:
   - drop: {pool: block, effective_from: 2026-11-21T12:00}
 """,
     )
-    pools = {str(row["pool"]): row for row in run.rows("what-if", every, "2026-11-21")}
+    pools = {str(row["pool"]): row for row in run.rows("what-if", every, "--period", "2026-11-21")}
     assert set(pools) == {"block", "second"}
     # half of 90 and of 60 moved, all of it doubled, at half the weight; block at $9 a month for half a day
     assert (pools["second"]["served_after"], pools["second"]["cost_pool_after"]) == (
@@ -172,9 +177,9 @@ changes:
     assert (pools["block"]["served_after"], pools["block"]["spill_after"]) == ("90.000000", "60.000000")
     assert pools["block"]["cost_pool_after"] == "0.150000000000"
     with pytest.raises(BadInput, match="'blok': there is no such pool; there are block"):
-        run("plan", "capacity", "2026-11-21", "--pool", "blok")
+        run("plan", "capacity", "--period", "2026-11-21", "--pool", "blok")
     with pytest.raises(BadInput, match="must be above 0"):
-        run("plan", "capacity", "2026-11-21", "--unit-price", "0")
+        run("plan", "capacity", "--period", "2026-11-21", "--unit-price", "0")
 
 
 REFUSED = [
@@ -195,7 +200,12 @@ REFUSED = [
 def test_a_scenario_is_refused_by_file_and_line(ledger: Ledger, run: Run, tmp_path: Path) -> None:
     for change, says in REFUSED:
         with pytest.raises(BadInput) as refused:
-            run("what-if", scenario(tmp_path, f"scenario: x\nchanges:\n  - {change}\n"), "2026-11-21")
+            run(
+                "what-if",
+                scenario(tmp_path, f"scenario: x\nchanges:\n  - {change}\n"),
+                "--period",
+                "2026-11-21",
+            )
         assert says in str(refused.value)
 
 

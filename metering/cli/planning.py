@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metering.cli.reports import AsOf, Format, Output, check_format, read_period, write
+from metering.cli.reports import AsOf, Format, Output, PeriodOption, check_format, read_period, write
 
 if TYPE_CHECKING:
     from metering.delivery.report import Report
@@ -19,14 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-PeriodArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[PERIOD]",
-        help="A month (2026-11), a day or FROM..UNTIL, UTC. [default: the current month]",
-        show_default=False,
-    ),
-]
 
 
 @app.callback()
@@ -36,7 +28,7 @@ def _plan() -> None:
 
 @app.command()
 def capacity(
-    period: PeriodArgument = None,
+    period: PeriodOption = None,
     pool: Annotated[
         str | None, typer.Option("--pool", help="Size this pool alone.", show_default=False)
     ] = None,
@@ -89,7 +81,7 @@ def capacity(
 
 def what_if(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A scenario, as YAML: docs/planning.md.")],
-    period: PeriodArgument = None,
+    period: PeriodOption = None,
     by: Annotated[
         str | None,
         typer.Option(
