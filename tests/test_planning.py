@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -19,14 +19,17 @@ from metering.catalog.books import books as books_of
 from metering.catalog.scenarios import read_scenario
 from metering.cli import planning
 from metering.core.capacity import capacity
-from metering.core.planning import break_even, demand, mix_cost, refused_burn, size_pool
+from metering.core.planning import DEMAND, break_even, demand, mix_cost, refused_burn, size_pool
 from metering.core.recognition import recognised
 from metering.errors import BadInput
 from metering.frames import POOL_USAGE, REFUSED_REQUESTS, SUMS, USAGE
-from metering.periods import parse_period
+from metering.periods import Period, parse_period
 from metering.settings import Settings
+from tests.core import example_books
 from tests.ledger_builder import Event, Ledger
 from tests.test_report_commands import CATALOG, apply, pinned
+from tests.text_tables import instant
+from workers.planning import runway
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TRACE = CHECKOUT.parent / "shared" / "data" / "azure_llm_2023" / "AzureLLMInferenceTrace_conv.csv"
@@ -280,3 +283,31 @@ def test_the_cost_curve_on_an_hour_of_the_azure_trace() -> None:
     assert (units, above, len(asked)) == (276, 22, 60)
     assert round(Decimal(str(best["cost"])), 2) == Decimal("44.72")
     assert round(Decimal(str(sized.row("today")["cost"])), 2) == Decimal("83.33")
+
+
+def test_a_pool_is_full_in_the_week_that_growth_of_a_tenth_brings() -> None:
+    """50,000 a minute and a tenth more each week: 73,205 in the fifth, 97,436 in the eighth, 107,179 in the ninth."""
+    start = instant("2026-06-01")
+    demands = [50_000, 55_000, 60_500, 66_550, 73_205]
+    none = {"pool": "block", "dimension": "all", "denominator": 1, "carved_out": 0, "spill": 0, "refused": 0}
+    rows = DEMAND.conform(
+        pl.DataFrame(
+            [
+                {
+                    **none,
+                    "minute": start + timedelta(hours=hour),
+                    "available": 100_000,
+                    **dict.fromkeys(("served", "burn", "demand"), demands[hour // 168]),
+                }
+                for hour in range(5 * 168)
+            ],
+            schema=dict(DEMAND.columns),
+        )
+    )
+    books = example_books.books(
+        **example_books.bought("units | unit_burn_per_minute | fee_per_month\n 100 | 1_000 | 0")
+    )
+    cut = Period("weeks", start, start + timedelta(weeks=5))
+    full = runway(rows, books, "block", cut, Decimal("0.05"), 365)
+    assert full.full_on == date(2026, 7, 27)  # the ninth week begins
+    assert runway(rows, books, "block", cut, Decimal("0.05"), 20).full_on is None
