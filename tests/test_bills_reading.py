@@ -200,6 +200,9 @@ def changed(name: str, value: str) -> Callable[[], str]:
         (changed("amount", "NaN"), "b.csv:2: amount: 'NaN': is not a plain decimal number"),
         (changed("amount", "1" + "0" * 14), "b.csv:2: amount: '100000000000000': is not below 100,000,000,000,000"),
         (changed("amount", "0." + "0" * 12 + "1"), "b.csv:2: amount: '0.0000000000001': has more than 12 decimals"),
+        (changed("amount", "9" * 20 + "." + "1" * 13), "b.csv:2: amount: '99999999999999999999.1111111111111': is not below"),
+        (changed("service_until", "9999-12-31T23:00-05:00"), "b.csv:2: service_until: '9999-12-31T23:00-05:00': lies outside"),
+        (changed("service_from", "0001-01-01T00:00+05:00"), "b.csv:2: service_from: '0001-01-01T00:00+05:00': lies outside"),
         (changed("currency", "usd"), "b.csv:2: currency: 'usd': is a currency of three capital letters"),
         (changed("line", "1 (revision 2)"), "b.csv:2: line: '1 (revision 2)': is named as a correction is"),
         (changed("document", "x" * 201), "b.csv:2: document: '" + "x" * 64 + "': has 201 bytes"),
@@ -239,6 +242,10 @@ def test_a_fault_names_file_line_column_value_and_remedy(made: Callable[[], str]
             "b.yaml:4: bills[0].lines[0].amount",
         ),
         ("bills:\n  - supplier: cirrus\n    lines:\n      - {amount: 1}", "b.yaml:4: document: is empty"),
+        (
+            "bills:\n  - document: ''\n    supplier: cirrus\n    lines:\n      - {amount: 1}",
+            "b.yaml:5: document: is empty",
+        ),
         ("bills: [", "b.yaml:1: is not YAML"),
     ],
 )

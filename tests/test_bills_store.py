@@ -69,6 +69,22 @@ def test_a_correction_posts_its_differences_and_leaves_what_stood() -> None:
     ]  # fmt: skip
 
 
+def test_a_line_that_comes_back_has_a_name_of_its_own() -> None:
+    whole, without = bill(line("1", "100"), line("2", "5")), bill(line("2", "5"))
+    told = [
+        (one.line.line, one.line.category, str(one.line.amount), one.month)
+        for one in postings(
+            [Revision(1, OCTOBER, whole), Revision(2, NOVEMBER, without), Revision(3, DECEMBER, whole)]
+        )
+    ]
+    assert told == [
+        ("1 (revision 3)", "charge", "100", DECEMBER),
+        ("2", "charge", "5", OCTOBER),
+        ("1", "true_up", "100", OCTOBER),
+        ("1 (reversed by revision 2)", "true_up", "-100", NOVEMBER),
+    ]
+
+
 _LINES = st.dictionaries(
     st.sampled_from("123"), st.tuples(st.integers(0, 9), st.sampled_from(["block-a", "block-b"]))
 )

@@ -133,6 +133,7 @@ def test_a_suppliers_file_is_compared_with_the_ledger_by_day_model_and_unit(
             ("--supplier", "own", "--ran-on", "moon"),
             "--ran-on 'moon' is not where usage runs; give any of pool,",
         ),
+        (("--supplier", "own", "--tolerance", "nan"), "--tolerance 'nan' is not a ratio"),
         (("--supplier", "own", "--tolerance", "2"), "--tolerance '2' is not a ratio"),
         (("--supplier", "own", "--format", "xml"), "--format 'xml' is not one of"),
     ):

@@ -123,6 +123,8 @@ LONG = "day,model,unit,quantity,amount,currency\n"
         ("day,model,requests\n", {"columns": {"modell": "model"}}, "--columns: 'modell' is not a column"),
         (f"{LONG}2026-03-01,large,requests", {}, "line 2: has 3 columns, the header 6"),
         (f"{LONG}1.3.2026,large,requests,1,,", {}, "line 2, column day: '1.3.2026' is not a day"),
+        (f"{LONG}9999-12-31,large,requests,1,,", {}, "line 2, column day: '9999-12-31' lies outside the years"),
+        ("hour,model,requests\n0001-01-01T00:00+09:00,a,1", {}, "'0001-01-01T00:00+09:00' lies outside the years"),
         (f"{LONG}2026-03-01,,requests,1,,", {}, "line 2, column model: '' is empty"),
         (f"{LONG}2026-03-01,large,words,1,,", {}, "column unit: 'words' is not a unit; say which it is with"),
         (f"{LONG}2026-03-01,large,requests,'1,,", {}, "column quantity: ''1' is not a number"),

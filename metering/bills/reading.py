@@ -154,7 +154,7 @@ def _yaml_drafts(document: Document) -> tuple[list[Draft], list[Fault]]:
             cells = {
                 name: format(value, "f") if isinstance(value, Decimal) else str(value).strip()
                 for name, value in {**head, **line}.items()
-                if value is not None
+                if value is not None and str(value).strip()
             }
             drafts.append(Draft(document.line(where), cells))
     return drafts, faults
@@ -295,10 +295,11 @@ def _amount(file: str, draft: Draft, faults: list[Fault]) -> Decimal | None:
         return None
     amount = Decimal(text)
     category = draft.cells.get("category")
-    if -int(amount.as_tuple().exponent) > _DECIMALS_MAX and amount != amount.quantize(Decimal("1e-12")):
-        faults.append(draft.fault(file, "amount", text, f"has more than {_DECIMALS_MAX} decimals"))
-    elif abs(amount) >= AMOUNT_MAX:
+    if abs(amount) >= AMOUNT_MAX:
         faults.append(draft.fault(file, "amount", text, f"is not below {AMOUNT_MAX:,}; check its unit"))
+    elif text.partition(".")[2].rstrip("0")[_DECIMALS_MAX:]:
+        problem = f"has more than {_DECIMALS_MAX} decimals; write it as it was invoiced"
+        faults.append(draft.fault(file, "amount", text, problem))
     elif category == "charge" and amount < 0:
         problem = "a charge is 0 or more; what is given back is a credit, what is corrected a true_up"
         faults.append(draft.fault(file, "amount", text, problem))
@@ -339,10 +340,10 @@ def _instant(
             faults.append(draft.fault(file, name, text, problem))
             return None
         at = local
-    at = at.astimezone(UTC)
-    if not 1970 <= at.year <= 9998:
-        faults.append(draft.fault(file, name, text, "lies outside the years 1970 to 9998"))
+    if not 1970 < at.year < 9998:
+        faults.append(draft.fault(file, name, text, "lies outside the years 1971 to 9997; correct it"))
         return None
+    at = at.astimezone(UTC)
     if at != floor_to_quarter(at):
         faults.append(draft.fault(file, name, text, "is not on a quarter hour; use minute 00, 15, 30 or 45"))
     return at

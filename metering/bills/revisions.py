@@ -67,14 +67,17 @@ def postings(revisions: Sequence[Revision]) -> list[Posting]:
     for revision in last_of_month.values():
         lines = {line.line: line for line in revision.bill.lines}
         for name in sorted(standing.keys() | lines.keys()):
-            standing[name] = _revised(standing.get(name, []), lines.get(name), revision, settled)
+            standing[name] = _revised(standing.get(name), lines.get(name), revision, settled)
     return [posting for name in sorted(standing) for posting in standing[name]] + settled
 
 
 def _revised(
-    before: list[Posting], line: BillLine | None, revision: Revision, settled: list[Posting]
+    before: list[Posting] | None, line: BillLine | None, revision: Revision, settled: list[Posting]
 ) -> list[Posting]:
-    """What stands of one line after a revision that says `line` (None: nothing); pairs that sum to 0 are settled."""
+    """What stands of one line after a revision that says `line` (None: nothing); pairs that sum to 0 are settled.
+
+    `before` is None of a line that was never posted, and empty of one that was taken back: its name is in use.
+    """
     currency, month = revision.bill.currency, revision.month
     if before and line is not None and before[0].line.terms == line.terms and before[0].currency == currency:
         rest = line.amount - sum((posting.line.amount for posting in before), Decimal(0))
@@ -82,7 +85,7 @@ def _revised(
             return before
         more = replace(line, line=f"{line.line} (revision {revision.number})", amount=rest)
         return [*before, Posting(more, currency, month)]
-    for posting in before:
+    for posting in before or ():
         taken_back = replace(posting.line, category="true_up")
         name = f"{taken_back.line} (reversed by revision {revision.number})"
         settled.append(replace(posting, line=taken_back))
@@ -91,5 +94,5 @@ def _revised(
         )
     if line is None:
         return []
-    given = replace(line, line=f"{line.line} (revision {revision.number})") if before else line
+    given = replace(line, line=f"{line.line} (revision {revision.number})") if before is not None else line
     return [Posting(given, currency, month)]

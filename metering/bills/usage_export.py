@@ -263,11 +263,13 @@ class _Line:
                 day = date.fromisoformat(value)
             except ValueError:
                 raise self._bad(column, value, "is not a day; write 2026-10-31") from None
+            self._refuse_year(column, value, day)
             return _midnight(day, zone)
         try:
             at = datetime.fromisoformat(value)
         except ValueError:
             raise self._bad(column, value, "is not a time; write 2026-10-31T14:00Z") from None
+        self._refuse_year(column, value, at)
         if at.tzinfo is None:
             if zone is None:
                 raise self._bad(
@@ -280,6 +282,10 @@ class _Line:
         if at != floor_to_quarter(at):
             raise self._bad(column, value, "does not begin on a quarter hour; write the start of an hour")
         return at
+
+    def _refuse_year(self, column: str, value: str, at: date) -> None:
+        if not 1970 < at.year < 9998:
+            raise self._bad(column, value, "lies outside the years 1971 to 9997; correct it")
 
     def _local(self, column: str, value: str, at: datetime, zone: ZoneInfo) -> datetime:
         first, second = (at.replace(tzinfo=zone, fold=fold) for fold in (0, 1))

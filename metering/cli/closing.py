@@ -174,7 +174,7 @@ def _ratio(text: str) -> Decimal:
         ratio = Decimal(text)
     except InvalidOperation:
         ratio = Decimal(-1)
-    if not 0 <= ratio < 1:
+    if not (ratio.is_finite() and 0 <= ratio < 1):
         raise BadInput(
             f"--tolerance '{text}' is not a ratio from 0 to below 1; 0.001 is a tenth of a percent"
         )
