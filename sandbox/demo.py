@@ -124,6 +124,8 @@ def tell(folder: Path, events: int, now: datetime) -> None:
     _margin(demo)
     _capacity(demo)
     _bills(demo)
+    demo.chapter("Should we buy more, or less?")
+    demo.report("plan", "capacity", "--period", str(demo.day))
     _refused(demo)
     _alert(demo)
     _export(demo)
