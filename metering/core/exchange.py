@@ -16,7 +16,8 @@ def rates(days: pl.DataFrame, exchange_rates: pl.DataFrame, into: str) -> pl.Dat
     """Rates of (day, currency) rows into one currency: month_average, contract (quanta per unit), estimated.
 
     exchange_rates: frames.EXCHANGE_RATES. In force on the day; null where none is. In a month that has no
-    average yet the one before serves, `estimated`. A currency into itself is 1, by definition.
+    average yet that of the month before serves, `estimated`; an older one does not: the rate is missing. A
+    currency into itself is 1, by definition.
     """
     found = (
         days.select("day", "currency")
@@ -35,15 +36,15 @@ def rates(days: pl.DataFrame, exchange_rates: pl.DataFrame, into: str) -> pl.Dat
         )
         found = in_force(found, dated, at="_at", by=["currency"])
     own = pl.col("currency") == into
-    older = pl.col("_month_average_from").dt.truncate("1mo") < pl.col("_at").dt.truncate("1mo")
+    said, month = (pl.col(name).dt.truncate("1mo") for name in ("_month_average_from", "_at"))
+    older = said < month
+    stale = said.dt.offset_by("1mo") < month
     return found.select(
         "day",
         "currency",
-        *(
-            pl.when(own).then(_ONE).otherwise(pl.col(kind)).alias(kind)
-            for kind in ("month_average", "contract")
-        ),
-        (older & ~own).fill_null(value=False).alias("rate_estimated"),
+        pl.when(own).then(_ONE).when(~stale).then(pl.col("month_average")).alias("month_average"),
+        pl.when(own).then(_ONE).otherwise(pl.col("contract")).alias("contract"),
+        (older & ~stale & ~own).fill_null(value=False).alias("rate_estimated"),
     )
 
 

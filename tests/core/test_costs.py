@@ -1,11 +1,13 @@
 """Costs: who used, who carries idle, who caused spill, in which currency; every table can be checked by hand."""
 
 from dataclasses import replace
+from datetime import date
 
 import polars as pl
 import pytest
 
 from metering.core.costs import costs, usage_basis
+from metering.core.exchange import rates
 from metering.core.margin import margin, summarise
 from metering.frames import (
     BILL_LINES,
@@ -480,3 +482,18 @@ def test_on_demand_cost_is_an_estimate_until_a_bill_covers_the_day():
 
 def test_without_usage_or_capacity_there_is_nothing():
     assert costs(USAGE.empty(), POOL_USAGE.empty(), a.books(), QUARTER).lines.is_empty()
+
+
+def test_an_average_serves_its_month_and_as_an_estimate_the_next_one_only():
+    """An older rate is not a guess that anybody may take for a rate: April is unrated."""
+    days = pl.DataFrame({"day": [date(2026, month, 5) for month in (1, 2, 3, 4)], "currency": "EUR"})
+    check(
+        rates(days, read(RATES, EXCHANGE_RATES, into="USD"), "USD").sort("day"),
+        """
+        day        | month_average     | contract          | rate_estimated
+        2026-01-05 | -                 | 1_250_000_000_000 | no
+        2026-02-05 | 1_500_000_000_000 | 1_250_000_000_000 | no
+        2026-03-05 | 1_500_000_000_000 | 1_250_000_000_000 | yes
+        2026-04-05 | -                 | 1_250_000_000_000 | no
+        """,
+    )

@@ -273,9 +273,10 @@ def test_an_amount_is_translated_once_half_even() -> None:
     ]
     books = Book(exchange_rates=rates)
     asked = [
-        closing.rate(books, day.date(), "EUR", "USD") for day in (START, START + 40 * supply.MINUTE * 1440)
+        closing.rate(books, (START + days * supply.MINUTE * 1440).date(), "EUR", "USD")
+        for days in (0, 40, 70)
     ]
-    assert asked == [(2, False), (2, True)]
+    assert asked == [(2, False), (2, True), (None, False)]
     assert closing.rate(books, START.date(), "CHF", "USD") == (None, False)
 
 

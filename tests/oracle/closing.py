@@ -145,7 +145,7 @@ def draw_down(tranches: list[Row], eligible: list[Row], until: datetime) -> dict
 
 
 def rate(books: Book, day: date, currency: str, into: str) -> tuple[Fraction | None, bool]:
-    """The average of the month of `day`, else the last one before it, estimated; None where there is none."""
+    """The average of the month of `day`, else that of the month before, estimated; None where there is none."""
     if currency == into:
         return Fraction(1), False
     rows = [
@@ -157,7 +157,8 @@ def rate(books: Book, day: date, currency: str, into: str) -> tuple[Fraction | N
         return None, False
     latest = max(rows, key=lambda row: row["effective_from"])
     said = latest["effective_from"].date()
-    return Fraction(latest["rate"]), (said.year, said.month) != (day.year, day.month)
+    months = (day.year - said.year) * 12 + day.month - said.month
+    return (Fraction(latest["rate"]), months == 1) if months <= 1 else (None, False)
 
 
 def translated(amount: int, rate: Fraction) -> int:
