@@ -135,3 +135,21 @@ def test_what_is_learned_of_a_closed_month_is_posted_to_the_first_open_one(
     assert printed.exit_code == 0, printed.exception
     assert printed.stdout.splitlines()[1].startswith("2025-03,block,")
     assert "learned of 2025-03 and posted here" in printed.stderr
+
+
+def test_what_is_learned_of_a_month_before_the_first_closed_one_is_posted_after_it(
+    settings: Settings, ledger: Ledger
+) -> None:
+    intake = ledger.intake(seen_until="2025-05-02T00:00:00")
+    ledger.batch(intake, [Event("2025-03-30T10:00:00", (0, 100_000), **POOLED)])  # type: ignore[arg-type]
+    close(settings, "2025-03")
+    ledger.batch(intake, [Event("2025-02-27T10:00:00", (0, 5_000), **POOLED)])  # type: ignore[arg-type]
+    fold.run(until_idle=True, settings=settings)
+    posted = {
+        month: margins(settings, month, "posted,line")[0][-1] for month in ("2025-02", "2025-03", "2025-04")
+    }
+    assert posted == {
+        "2025-02": (None, 0, -70_000),
+        "2025-03": (None, 100_000, 30_000),
+        "2025-04": (None, 5_000, -65_000),
+    }

@@ -17,7 +17,7 @@ from metering.errors import BadInput
 from metering.periods import Period, month_start, next_month_start
 from metering.results import MARGIN_LINES
 from metering.settings import Settings
-from metering.store.periods import closes, learned
+from metering.store.periods import closes, learned, months_before
 from workers.reports import MarginReport, margin_report
 
 #: What a margin may be asked by beside its columns: when it was served, or when we learned of it.
@@ -48,19 +48,27 @@ def read_posted(
     """What is posted to a calendar month: its own lines, and what was learned of earlier, closed months.
 
     A closed month stands as of the watermark at which it was closed, or as of `as_of` where that is earlier;
-    an open one as of `as_of` (None: live). Raises BadInput for a period that is no month.
+    an open one as of `as_of` (None: live). Months before the first that was closed were closed with it. Raises
+    BadInput for a period that is no month.
     """
     month = period.start.date()
     if (period.start, period.until) != (month_start(month), next_month_start(month)):
         raise BadInput(f"posted is by calendar months; '{period.name}' is none: give --period 2026-10")
     closed = {one.month: one.watermark_id for one in closes(connection, as_of)}
+    if closed:
+        first = min(closed)
+        for earlier in {*months_before(connection, first), *([month] if month < first else [])}:
+            closed[earlier] = closed[first]
     at = closed.get(month, as_of)
     own = margin_report(connection, settings, period, at)
     before = closed.get((period.start - timedelta(days=1)).date().replace(day=1))
     late = []
-    for earlier in sorted(one for one in closed if before is not None and one < month):
-        assert before is not None
-        if learned(connection, month_start(earlier), next_month_start(earlier), before, at):
+    for earlier in sorted(one for one in closed if one < month):
+        if (
+            before is not None
+            and before != at
+            and learned(connection, month_start(earlier), next_month_start(earlier), before, at)
+        ):
             span = Period(f"{earlier:%Y-%m}", month_start(earlier), next_month_start(earlier))
             now, then = (margin_report(connection, settings, span, w).computed.lines for w in (at, before))
             late.append((earlier, now, then))

@@ -55,6 +55,22 @@ def first_month(connection: Connection) -> date | None:
     return None if first is None else date(first.year, first.month, 1)
 
 
+def months_before(connection: Connection, month: date) -> list[date]:
+    """The months before this one from the first with usage, or with service that a bill is for."""
+    first = connection.execute(
+        text(
+            "SELECT least((SELECT min(quarter_start) FROM usage_quarters), (SELECT min(service_from) FROM bill_lines)) "
+            "AT TIME ZONE 'UTC'"
+        )
+    ).scalar_one()
+    found = []
+    at = month if first is None else first.date().replace(day=1)
+    while at < month:
+        found.append(at)
+        at = next_month_start(at).date()
+    return found
+
+
 def learned(connection: Connection, start: datetime, until: datetime, before: int, after: int | None) -> bool:
     """Whether anything was learned between two watermarks (None: all that there is) that can move [start, until).
 
