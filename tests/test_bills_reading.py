@@ -128,6 +128,29 @@ _EXCERPT = (
 _SPREADSHEET = "locale: en-US\notherwise: overhead\nsuppliers: {Acme Co: Acme Co}\n"
 
 
+def test_a_computed_amount_of_a_focus_file_is_rounded_where_no_invoice_is_finer_and_told() -> None:
+    header = (
+        "BilledCost,BillingCurrency,ChargeCategory,ChargePeriodStart,ChargePeriodEnd,InvoiceIssuerName,"
+        "InvoiceId,ResourceId"
+    )
+    rest = "USD,Usage,2026-10-01T00:00Z,2026-10-02T00:00Z,cirrus,7,ptu-west"
+    amounts = (
+        "0.0000000000025",
+        "0.0000000000035",
+        "12.5E-3",
+        "0.00000000000001",
+        "1" * 30 + ".0000000000001",
+    )
+    found = read("f.csv", "\n".join((header, *(f"{amount},{rest}" for amount in amounts[:4]))))
+    assert [str(one.amount) for one in found.bills[0].lines] == ["2E-12", "4E-12", "0.0125"]
+    assert found.notes[0] == (
+        "3 amounts have more than 12 decimals and are rounded to 12, which changes their sum by -0.00000000000001"
+    )
+    assert "1 rows without billed cost" in found.notes[1]
+    (fault,) = read("f.csv", f"{header}\n{amounts[4]},{rest}").faults
+    assert "is not below 100,000,000,000,000" in fault.problem
+
+
 @pytest.mark.skipif(not SPECIFICATION.exists(), reason="the examples of the specification are not here")
 def test_every_example_of_the_specification_loads_or_was_never_billed() -> None:
     totals, refused = {}, {}

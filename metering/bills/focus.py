@@ -9,14 +9,15 @@ import re
 from collections.abc import Mapping as Map
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import Final
 
 from metering.bills.rows import Draft, Table
 from metering.catalog.documents import Document, Fault, read_text
-from metering.catalog.fields import PLAIN_NUMBER, decimal_text
+from metering.catalog.fields import NAME_BYTES_MAX, PLAIN_NUMBER, decimal_text
+from metering.money import QUANTUM
 
 #: What each field of a line is read from, the first of the columns that is filled.
 _COLUMNS: Final[Map[str, tuple[str, ...]]] = {
@@ -38,6 +39,9 @@ _MARKS: Final = frozenset({"BilledCost", "EffectiveCost", "ChargeCategory", "Cha
 _OTHERWISE: Final = ("overhead", "on_demand")
 _DESCRIPTION_MAX: Final = 200
 _US_DATE: Final = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{2}|\d{4})")
+_SCIENTIFIC: Final = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?[eE][-+]?[0-9]{1,2}")
+#: For every number that a cell may hold: a context of fewer digits refuses to round it.
+_EXACT: Final = Context(prec=2 * NAME_BYTES_MAX)
 _US_NUMBER: Final = re.compile(r"(-?)\$?(-?)(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?")
 REMEDY_SUPPLIER: Final = "; say which one it is under `suppliers:` in the --map file"
 REMEDY_LOCALE: Final = (
@@ -155,6 +159,7 @@ def drafts(
     faults: list[Fault] = []
     left_out: dict[str, list[Decimal]] = {"tax": [], "no billed cost": []}
     effective = Decimal(0)
+    rounded: list[Decimal] = []
     for line, raw in table.rows:
         row = {
             name: cell for name, cell in {**mapping.constants, **raw}.items() if cell not in ("null", "NULL")
@@ -162,6 +167,9 @@ def drafts(
         draft = _draft(line, row, mapping)
         amount = draft.cells.get("amount", "")
         number = Decimal(amount) if PLAIN_NUMBER.fullmatch(amount) else None
+        if number is not None and len(amount) <= NAME_BYTES_MAX and (kept := _to_places(number)) != number:
+            rounded.append(_EXACT.subtract(kept, number))
+            number, draft = kept, replace(draft, cells={**draft.cells, "amount": format(kept, "f")})
         told = row.get("ChargeCategory", "")
         if told not in _CATEGORIES:
             faults.append(draft.fault(file, "category", told, f"is none of {', '.join(_CATEGORIES)}"))
@@ -188,7 +196,7 @@ def drafts(
     if not faults and not found:
         problem = "no row has a billed cost: nothing of this file was invoiced. EffectiveCost is amortised, not billed"
         faults.append(Fault(file, 1, "BilledCost", "", problem))
-    return found, faults, tuple(_notes(left_out, effective))
+    return found, faults, tuple(_notes(left_out, effective, rounded))
 
 
 def _why_needed(column: str) -> str:
@@ -269,7 +277,14 @@ def _date(text: str, mapping: Mapping) -> str:
         return text
 
 
+def _to_places(number: Decimal) -> Decimal:
+    """The number to the places of a quantum, half-even: exports divide prices, no invoice is finer."""
+    return number.quantize(QUANTUM, ROUND_HALF_EVEN, _EXACT)
+
+
 def _number(text: str, mapping: Mapping) -> str:
+    if _SCIENTIFIC.fullmatch(text):
+        return format(Decimal(text), "f")
     match = _US_NUMBER.fullmatch(text) if mapping.locale == "en-US" else None
     if match is None:
         return text
@@ -277,8 +292,15 @@ def _number(text: str, mapping: Mapping) -> str:
     return (before or after) + whole.replace(",", "") + (rest or "")
 
 
-def _notes(left_out: Map[str, Sequence[Decimal]], effective: Decimal) -> list[str]:
+def _notes(
+    left_out: Map[str, Sequence[Decimal]], effective: Decimal, rounded: Sequence[Decimal]
+) -> list[str]:
     notes = []
+    if rounded:
+        notes.append(
+            f"{len(rounded)} amounts have more than 12 decimals and are rounded to 12, which changes their sum by "
+            f"{sum(rounded, Decimal(0)):f}"
+        )
     if taxed := left_out["tax"]:
         notes.append(
             f"{len(taxed)} rows of tax, {decimal_text(sum(taxed, Decimal(0)))}, are left out: tax is no cost"
