@@ -82,11 +82,13 @@ def recognised(books: Books, period: Period) -> pl.DataFrame:
         taken: list[tuple[datetime, datetime]] = []
         for line in lines:
             amount = decimal_to_quanta(line["amount"])
-            if line["category"] == "charge":
-                for start, until in _minus((line["service_from"], line["service_until"]), taken):
-                    taken.append((start, until))
-                    amount -= sum(_due(fee, shares, steps, start, until) for fee in own)
             span = (line["service_from"], line["service_until"])
+            if line["category"] == "charge":
+                # lines come in order of their starts: what is covered of this one is its beginning
+                start = max(span[0], taken[-1][1]) if taken else span[0]
+                if start < span[1]:
+                    taken.append((start, span[1]))
+                    amount -= sum(_due(fee, shares, steps, start, span[1]) for fee in own)
             pieces.append(_Piece(pool, None, currency, amount, *span, 0, 1, _quarters(*span)))
         covered += [
             {"pool": pool, "currency": currency, "_start": start, "_until": until} for start, until in taken
@@ -146,20 +148,6 @@ def _months(start: datetime, until: datetime) -> Iterator[tuple[datetime, dateti
         month, after = month_start(start.date()), next_month_start(start.date())
         yield start, min(after, until), month, _quarters(month, after)
         start = after
-
-
-def _minus(
-    span: tuple[datetime, datetime], taken: list[tuple[datetime, datetime]]
-) -> list[tuple[datetime, datetime]]:
-    left = [span]
-    for start, until in taken:
-        left = [
-            piece
-            for a, b in left
-            for piece in ((a, min(b, start)), (max(a, until), b))
-            if piece[0] < piece[1]
-        ]
-    return left
 
 
 def _scheduled(
