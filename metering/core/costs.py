@@ -35,7 +35,7 @@ from metering.results import COSTS
 
 #: Kind and segment of a customer that the catalog does not know.
 UNKNOWN: Final = "unknown"
-#: Usage rows that are worked on at once; a period with more is worked through in runs of days.
+#: Usage rows that are worked on at once; what has more is worked through in runs of days, or of pools.
 ROWS_AT_ONCE: Final = 250_000
 #: The largest amount of a line, in quanta.
 QUANTA_MAX: Final = int(AMOUNT_MAX / QUANTUM) - 1
@@ -224,13 +224,39 @@ def _by_customer(
     pool_cost: pl.DataFrame,
     cut: pl.DataFrame,
 ) -> list[pl.DataFrame]:
-    pools = pools_by_customer(books)
-    if not pools:
-        return []
-    here = pl.col("pool").is_in(pools)
-    usage, utilization, cost, pool_cost = (
-        where(frame, here) for frame in (usage, utilization, cost, pool_cost)
-    )
+    """Flows of idle carried by entitlement and of the spill's cause. No pool's depend on another's."""
+    found = []
+    for pools in _runs(pools_by_customer(books), usage):
+        here = pl.col("pool").is_in(pools)
+        of_run = (where(frame, here) for frame in (usage, utilization, cost, pool_cost))
+        found += _moved_within(_of_pools(books, pools), cut, *of_run)
+    return found
+
+
+def _runs(pools: list[str], usage: pl.DataFrame) -> Iterator[list[str]]:
+    """The pools in runs of about ROWS_AT_ONCE rows of usage: to work through all at once takes more memory."""
+    counts = dict(usage.group_by("pool").len().iter_rows())
+    run: list[str] = []
+    rows = 0
+    for pool in pools:
+        if run and rows + counts.get(pool, 0) > ROWS_AT_ONCE:
+            yield run
+            run, rows = [], 0
+        run.append(pool)
+        rows += counts.get(pool, 0)
+    if run:
+        yield run
+
+
+def _moved_within(
+    books: Books,
+    cut: pl.DataFrame,
+    usage: pl.DataFrame,
+    utilization: pl.DataFrame,
+    cost: pl.DataFrame,
+    pool_cost: pl.DataFrame,
+) -> list[pl.DataFrame]:
+    """As `_by_customer`, of all pools of the books at once."""
     promised = entitled(books, utilization)
     burned = burned_by_customer(usage, books, utilization)
     shifted = cause_shift(usage, promised, burned, cost, utilization, books)
