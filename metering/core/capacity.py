@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from metering.core.effective import edges, in_force
@@ -62,7 +63,7 @@ def weigh(
         }
     )
     named = [
-        weighed.select(at, "series_id", pl.lit(dimension).alias("dimension"), "burn")
+        weighed.select(at, "series_id", pl.lit(dimension).alias("dimension"), pl.col("burn").cast(SUM))
         for dimension, weighed in by_dimension.items()
     ]
     return pl.concat([nothing, *named]), unweighed
@@ -71,7 +72,7 @@ def weigh(
 def _weigh(
     rows: pl.DataFrame, series: pl.DataFrame, burndown: pl.DataFrame, multipliers: pl.DataFrame, *, at: str
 ) -> tuple[dict[str, pl.DataFrame], pl.DataFrame]:
-    """As `weigh`, weighed by dimension: `at`, series_id, burn."""
+    """As `weigh`, weighed by dimension: `at`, series_id, burn, in 64 bits where it fits."""
     starts = pl.Series(edges([burndown, multipliers]), dtype=INSTANT)
     # nothing changes between two edges of the books: what is in force is looked up once per series and epoch
     width = starts.len() + 1
@@ -136,7 +137,7 @@ def _weighed_in(
         for meter in weighing:
             factor = (multiplier * weights[_weight(meter)]).cast(pl.Int64).to_numpy()
             narrow += rows[meter].cast(pl.Int64).to_numpy() * factor[place.to_numpy()]
-        return told.with_columns(pl.Series("burn", narrow).cast(SUM))
+        return told.with_columns(pl.Series("burn", narrow))
     wide = rows.select(at, *METERS).with_columns(
         multiplier.gather(place), *(weights[_weight(meter)].gather(place) for meter in METERS)
     )
@@ -416,8 +417,10 @@ def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity
     sides = _sides(known.series, burned, cells, period)
     of_carve_outs = _by_minute(carve_outs, cells, period)
     # traffic on a carve-out outside of its spans had nothing: all of it is overrun
+    outside = sides.met.copy()
+    outside[of_carve_outs["_at"].to_numpy()] = False
     had_nothing = (
-        sides.join(of_carve_outs, on="_at", how="anti")
+        pl.DataFrame({"_at": np.flatnonzero(outside)})
         .select("_at", *_place(cells, period))
         .filter(pl.col("pool").is_in(apart.implode()))
         .join(denominator, on=["pool", "dimension"], validate="m:1")
@@ -450,38 +453,59 @@ def _has_capacity(known: Identified, pools: pl.DataFrame, apart: pl.Series, peri
     return pl.Series(covered[of_series[known.rows["series_id"].to_numpy()], minutes], dtype=pl.Boolean)
 
 
+_SIDES: Final = ("pool", "overflow")
+_LIMB: Final = 2**32
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Of every minute of a cell, whose place is cell x minutes of the period + minute: burn, spill, any usage."""
+
+    burn: pl.Series
+    spill: pl.Series
+    met: npt.NDArray[np.bool_]
+
+
 def _sides(
     series: pl.DataFrame, burned: Mapping[str, pl.DataFrame], cells: pl.DataFrame, period: Period
-) -> pl.DataFrame:
-    """Burn and spill of every minute of a cell that has either: _at, burn, spill."""
-    schema = {"_at": pl.Int64, "burn": SUM}
-    parts: dict[str, list[pl.DataFrame]] = {"pool": [], "overflow": []}
+) -> _Sides:
+    places = cells.height * period.minutes
+    met = np.zeros(places, np.bool_)
+    # sums in two limbs never leave 64 bits, and to add them up by place costs a fraction of a grouping
+    limbs = {ran_on: (np.zeros(places, np.int64), np.zeros(places, np.int64)) for ran_on in _SIDES}
     for dimension, rows in burned.items():
         of_dimension = cells.filter(pl.col("dimension") == dimension).select("pool", "_cell")
         numbered = series.join(of_dimension, on="pool", how="left", validate="m:1", maintain_order="left")
         cell = numbered["_cell"].cast(pl.Int64).gather(rows["series_id"])
         at = cell * period.minutes + _minute_of(rows["minute"], period)
-        placed = pl.DataFrame([at.alias("_at"), rows["burn"]])
-        for ran_on, of_side in parts.items():
-            of_side.append(where(placed, (series["ran_on"] == ran_on).gather(rows["series_id"])))
-    burn, spill = (
-        pl.concat([pl.DataFrame(schema=schema), *of_side]).group_by("_at").agg(pl.col("burn").sum())
-        for of_side in parts.values()
+        for ran_on, (high, low) in limbs.items():
+            here = (series["ran_on"] == ran_on).gather(rows["series_id"])
+            if here.any():
+                place = at.filter(here).to_numpy()
+                met[place] = True
+                burn = where(rows.select("burn"), here)
+                limb = pl.lit(_LIMB, dtype=burn.schema["burn"])
+                for sums, part in ((high, pl.col("burn") // limb), (low, pl.col("burn") % limb)):
+                    np.add.at(sums, place, burn.select(part.cast(pl.Int64)).to_series().to_numpy())
+    summed, spill = (
+        pl.select(
+            pl.lit(pl.Series(high)).cast(SUM) * pl.lit(_LIMB, dtype=SUM) + pl.lit(pl.Series(low)).cast(SUM)
+        ).to_series()
+        for high, low in limbs.values()
     )
-    sides = burn.join(
-        spill.rename({"burn": "spill"}), on="_at", how="full", coalesce=True, validate="1:1"
-    ).with_columns(pl.col("burn", "spill").fill_null(0))
-    negative = sides.filter((pl.col("burn") < 0) | (pl.col("spill") < 0))
-    if negative.height:
+    negative = (summed < 0) | (spill < 0)
+    if negative.any():
         row = (
-            negative.select(*_place(cells, period), "burn", "spill")
+            pl.DataFrame({"_at": negative.arg_true().cast(pl.Int64), "burn": summed.filter(negative)})
+            .with_columns(spill.filter(negative).alias("spill"))
+            .select(*_place(cells, period), "burn", "spill")
             .sort("pool", "dimension", "minute")
             .row(0, named=True)
         )
         raise BadInput(
             f"burn is negative in {row}: a compensating entry outweighs its target; run `metering verify`"
         )
-    return sides
+    return _Sides(summed, spill, met)
 
 
 def _place(cells: pl.DataFrame, period: Period) -> list[pl.Expr]:
@@ -515,11 +539,13 @@ def _by_minute(spans: pl.DataFrame, cells: pl.DataFrame, period: Period) -> pl.D
     )
 
 
-def _identity(grid: pl.DataFrame, sides: pl.DataFrame) -> pl.DataFrame:
+def _identity(grid: pl.DataFrame, sides: _Sides) -> pl.DataFrame:
     minutes = (
-        grid.join(sides, on="_at", how="left", validate="1:1", maintain_order="left")
+        grid.with_columns(
+            sides.burn.gather(grid["_at"]).alias("burn"), sides.spill.gather(grid["_at"]).alias("spill")
+        )
         .drop("_at")
-        .with_columns(pl.col("contracted", "undelivered", "carved_out", "burn", "spill").fill_null(0))
+        .with_columns(pl.col("contracted", "undelivered", "carved_out").fill_null(0))
         .with_columns(
             (pl.col("contracted") - pl.col("undelivered") - pl.col("carved_out")).alias("available")
         )
