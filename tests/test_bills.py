@@ -99,6 +99,7 @@ def test_a_document_enters_once_is_corrected_by_revisions_and_a_closed_month_tak
     ]
     assert "the catalog has no such pool" in told(run(rows=(charge.replace("block", "blok"), euros)))
     empty = state(ledger)
+    assert "is not printable text and is kept: rename it" in told(run("add", "bad\udcff.csv"))
 
     assert run(rows=(charge, euros)).exit_code == 0
     entered = state(ledger)

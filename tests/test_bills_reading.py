@@ -242,6 +242,12 @@ def changed(name: str, value: str) -> Callable[[], str]:
             "b.csv:2: object_kind: 'invoice': C-1 has no charge over which this could be split",
         ),
         (
+            lambda: "\n".join((HEADER, *(ROW.replace("USD,1", f"USD,{n}") for n in range(10)), *(
+                ROW.replace("USD,1", f"USD,c{n}").replace("charge,pool,ptu-west,100", "credit,invoice,,-1")
+                for n in range(6)))),
+            "b.csv:12: object_kind: 'invoice': 6 credits of the whole invoice over 10 charges make more than 50",
+        ),
+        (
             lambda: f"{HEADER}\n" + ROW.replace("pool,ptu-west", "invoice,"),
             "b.csv:2: object_kind: 'invoice': a line of the whole invoice is a credit",
         ),

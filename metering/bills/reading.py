@@ -109,7 +109,7 @@ def read_bills(
         faults = [Fault(file, 0, "", "", problem)]
     if faults:
         return BillFile(faults=tuple(faults))
-    bills, faults = _bills(file, drafts, known, zone)
+    bills, faults = _bills(file, drafts, known, zone, lines_max)
     faults.sort(key=lambda fault: fault.line)
     return BillFile(faults=tuple(faults)) if faults else BillFile(tuple(bills), notes=notes)
 
@@ -173,7 +173,7 @@ def _unknown(
 
 
 def _bills(
-    file: str, drafts: Sequence[Draft], known: Known, zone: ZoneInfo | None
+    file: str, drafts: Sequence[Draft], known: Known, zone: ZoneInfo | None, lines_max: int
 ) -> tuple[list[Bill], list[Fault]]:
     faults: list[Fault] = []
     documents: dict[tuple[str, str], list[tuple[Draft, BillLine]]] = {}
@@ -184,6 +184,9 @@ def _bills(
         if read is not None and not wrong:
             key = draft.cells["supplier"], draft.cells["document"]
             documents.setdefault(key, []).append((draft, read))
+    if faults:
+        return [], faults
+    faults = [fault for lines in documents.values() for fault in _split_faults(file, lines, lines_max)]
     if faults:
         return [], faults
     bills = [
@@ -354,6 +357,18 @@ def _month(text: str) -> date | None:
         return date.fromisoformat(f"{text}-01") if re.fullmatch(r"\d{4}-\d{2}", text) else None
     except ValueError:
         return None
+
+
+def _split_faults(file: str, lines: Sequence[tuple[Draft, BillLine]], lines_max: int) -> Iterator[Fault]:
+    """Credits of a whole invoice make a line for every charge: together they may not be too many."""
+    given = [draft for draft, line in lines if line.object_kind == INVOICE]
+    charges = sum(line.category == "charge" for _, line in lines)
+    if given and len(given) * charges > lines_max:
+        problem = (
+            f"{len(given):,} credits of the whole invoice over {charges:,} charges make more than {lines_max:,} "
+            "lines (METERING_BILL_LINES_MAX): sum the credits to one, or say what each is for"
+        )
+        yield given[0].fault(file, "object_kind", INVOICE, problem)
 
 
 def _bill(

@@ -59,6 +59,8 @@ def add(
         raise BadInput("--author must be one line of printable text")
     if reason or (correction and not dry_run):
         reason = checked_reason(reason)
+    if not file.name.isprintable():
+        raise BadInput(f"the name of the file {file.name!r} is not printable text and is kept: rename it")
     content = _content(file)
     names = None if mapping is None else (str(mapping), _content(mapping))
     now = datetime.now(UTC)
