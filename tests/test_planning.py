@@ -196,6 +196,24 @@ REFUSED = [
         "replace_fee: {pool: block, fee: lease, amount: 1}",
         "'lease': is not a fee of pool block; there are step",
     ),
+    ("delay: {pool: block, days: 999999999}", "delay.days: '999999999': is longer than 3650 days"),
+    (
+        "replace_burndown: {pool: block, tables: [{models: [huge], effective_from: 2026-01-01, "
+        "weights: {other_meters: 1}}]}",
+        "replace_burndown.tables[0].models[0]: 'huge': is not a model of the catalog; there are",
+    ),
+    (
+        "replace_burndown: {pool: block, tables: [{models: [large], effective_from: 2026-01-01, weights: "
+        "{other_meters: 1}}, {models: [large], effective_from: 2026-02-01, weights: {other_meters: 2}}]}",
+        "overlaps",
+    ),
+    (
+        "buy: {pool: new, supplier: own, unit: u, currency: USD, on_demand_book: no-book, steps: [{effective_from: "
+        "2026-01-01, units: 1, fee_per_month: 1}], dimensions: [{dimension: all, unit_burn_per_minute: 1, "
+        "burndown: [{models: [huge], effective_from: 2026-01-01, weights: {other_meters: 1}}]}]}",
+        "scenario.yaml:3: changes[0].buy.dimensions[0].burndown[0].models[0]: 'huge': is not a model of the catalog; "
+        "there are large\nscenario.yaml:3: changes[0].buy.on_demand_book: 'no-book': is not a cost book of the catalog",
+    ),
     ("sell: {pool: block}", "must be one change: one of buy, resize"),
 ]
 

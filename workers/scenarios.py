@@ -11,7 +11,9 @@ from sqlalchemy import Connection
 
 from metering.catalog import CatalogObjects, Entry
 from metering.catalog.books import books as books_of
-from metering.catalog.documents import Fault
+from metering.catalog.documents import Fault, KeyPath
+from metering.catalog.placed import Placed
+from metering.catalog.rules import Named, check
 from metering.catalog.scenarios import (
     NO_POOL,
     Chosen,
@@ -27,7 +29,8 @@ from metering.catalog.scenarios import (
     read_scenario,
     refuse,
 )
-from metering.catalog.supply import CapacityContract
+from metering.catalog.shapes import ANY
+from metering.catalog.supply import Burndown, CapacityContract
 from metering.core import scenario as suppose
 from metering.core.capacity import capacity
 from metering.core.costs import reach
@@ -127,11 +130,24 @@ def _touched(scenario: Scenario, books: Books) -> list[str]:
             told = ", ".join(sorted(names)[:20]) or "none"
             faults.append(placed.fault(field, value, f"is not a {what} of the catalog; there are {told}"))
 
+    def weighed(placed: PlacedChange, path: KeyPath, tables: list[Burndown]) -> None:
+        for index, table in enumerate(tables):
+            for position, name in enumerate(table.models):
+                if name not in models and name != ANY:
+                    place = (*placed.path, *path, index, "models", position)
+                    told = (
+                        f"is not a model of the catalog; there are {', '.join(sorted(models)[:20]) or 'none'}"
+                    )
+                    faults.append(placed.document.fault(place, name, told))
+
     for placed in scenario.changes:
         change = placed.change
         if isinstance(change, CapacityContract):
             pools.add(change.pool)
             touched.add(change.pool)
+            there(placed, "on_demand_book", set(books.cost_books["book"]), "cost book")
+            for index, dimension in enumerate(change.dimensions):
+                weighed(placed, ("dimensions", index, "burndown"), dimension.burndown)
         elif isinstance(change, Chosen):
             there(placed, "pool", pools, "pool", NO_POOL)
             there(placed, "customer", customers, "customer")
@@ -149,6 +165,8 @@ def _touched(scenario: Scenario, books: Books) -> list[str]:
         else:
             there(placed, "pool", pools, "pool")
             touched.add(change.pool)
+            if isinstance(change, ReplaceBurndown):
+                weighed(placed, ("tables",), change.tables)
     if faults:
         refuse(faults)
     return sorted(touched)
@@ -205,7 +223,11 @@ def _with_burndown(
         one.model_copy(update={"burndown": change.tables}) if one.dimension == change.dimension else one
         for one in contract.dimensions
     ]
-    other = _with(objects, contract.model_copy(update={"dimensions": dimensions}))
+    replaced = contract.model_copy(update={"dimensions": dimensions})
+    said = check([Placed(replaced, placed.document, placed.path)], Named(), references=False)
+    if said:
+        refuse(said)
+    other = _with(objects, replaced)
     of = pl.col("pool") == change.pool
     tables = pl.concat([books.burndown.filter(~of), other.burndown.filter(of)])
     return replace(books, burndown=tables)

@@ -94,6 +94,8 @@ CHANGES: Final[Mapping[str, type[Change]]] = {
     "scale_traffic": Scale,
     "move_traffic": Move,
 }
+#: A longer delay is a slip of the pen.
+_DAYS_MAX: Final = 3650
 #: What `pool` says of traffic that was meant for none.
 NO_POOL: Final = "none"
 
@@ -131,6 +133,9 @@ def read_scenario(path: Path) -> Scenario:
             for key in content
             if key not in ("scenario", "changes")
         ]
+        name = content.get("scenario")
+        if name is not None and not isinstance(name, str):
+            faults.append(document.fault(("scenario",), name, "must be text; put it in quotes"))
         rows = content.get("changes")
         if not isinstance(rows, list) or not rows:
             faults.append(
@@ -187,6 +192,8 @@ def _sense(placed: PlacedChange) -> Iterator[Fault]:
     change = placed.change
     if isinstance(change, Resize) and (change.units is None) == (change.factor is None):
         yield placed.fault("units", change.units, "give units or factor, one of them")
+    if isinstance(change, Delay) and change.days > _DAYS_MAX:
+        yield placed.fault("days", change.days, f"is longer than {_DAYS_MAX} days, ten years")
     if isinstance(change, Move):
         if change.to_model is None and change.to_pool is None and change.to_provider is None:
             yield placed.fault("to_model", None, "give to_model, to_provider or to_pool: where it moves")

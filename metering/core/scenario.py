@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Final
 
 import polars as pl
@@ -11,8 +12,8 @@ import polars as pl
 from metering.core.capacity import Capacity, capacity
 from metering.errors import BadInput, WrongWorld
 from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, SUM, SUMS, USAGE, Books
-from metering.money import QUANTUM, decimal_to_quanta, split_largest_remainder
-from metering.periods import Period
+from metering.money import MONEY, QUANTUM, decimal_to_quanta, split_largest_remainder
+from metering.periods import MINUTE, Period, month_start, next_month_start
 
 #: What usage per minute has in common with usage per quarter hour: a cell.
 _CELL: Final = tuple(name for name in POOL_CUSTOMER_USAGE.key if name != "minute")
@@ -126,16 +127,68 @@ def resized(
             after,
         ]
     )
-    grown: list[pl.DataFrame] = []
-    for fee in _from(books.capacity_fees, pool, since).iter_rows(named=True):
-        pieces = [fee]
+    schedule = _schedule(books, pool)
+    fees: list[dict[str, Any]] = []
+    for fee in books.capacity_fees.filter(pl.col("pool") == pool).iter_rows(named=True):
+        alone = pl.DataFrame([fee], schema=books.capacity_fees.schema)
+        was = now = _from(alone, pool, since).to_dicts()
         if fee["per"] in ("month", "span"):
-            pieces = list(_grown(fee, before, after))
-        grown.append(pl.DataFrame(pieces, schema=books.capacity_fees.schema))
-    fees = pl.concat(
-        [books.capacity_fees.filter(pl.col("pool") != pool), _until(books.capacity_fees, pool, since), *grown]
-    )
-    return without_bills(replace(books, capacity_steps=steps, capacity_fees=fees), [pool])
+            now = [piece for rest in was for piece in _grown(rest, before, after)]
+            was = [piece for rest in was for piece in _grown(rest, before, before)]
+        fees += _changed_fee(fee, was, now, _until(alone, pool, since).to_dicts(), schedule, grown=True)
+    kept = books.capacity_fees.filter(pl.col("pool") != pool)
+    changed = pl.concat([kept, pl.DataFrame(fees, schema=books.capacity_fees.schema)])
+    return without_bills(replace(books, capacity_steps=steps, capacity_fees=changed), [pool])
+
+
+def _schedule(books: Books, pool: str) -> str:
+    return str(books.pools.row(by_predicate=pl.col("pool") == pool, named=True)["recognition"])
+
+
+def _changed_fee(
+    fee: Mapping[str, Any],
+    old: list[dict[str, Any]],
+    new: list[dict[str, Any]],
+    past: list[dict[str, Any]],
+    schedule: str,
+    *,
+    grown: bool,
+) -> list[dict[str, Any]]:
+    """The rows of a fee of which `past` stays, and what came after it, `old`, is now `new`.
+
+    A fee whose recognition spreads it over its span is left whole where nothing changes: its parts would be
+    spread otherwise. Where the units of capacity_hours change, it stays whole too, and grows as a whole. What is
+    billed in advance is paid: a later change adds what is dearer, billed when it begins, and returns nothing.
+    """
+    if old == new and fee["per"] in ("month", "span"):
+        return [dict(fee)]
+    if fee["per"] == "span" and schedule == "as_billed" and all(one["per"] == "span" for one in new):
+        if not past:
+            return [{**fee, "amount": sum((one["amount"] for one in new), Decimal(0))}]
+        more = [{**b, "amount": b["amount"] - a["amount"]} for a, b in zip(old, new, strict=True)]
+        return [dict(fee), *(one for one in more if one["amount"] > 0)]
+    total = _billed([fee]) if fee["effective_until"] is not None else 0
+    if grown and schedule == "capacity_hours" and total and fee["per"] in ("month", "span"):
+        share = Fraction(total - _billed(old) + _billed(new), total)
+        return [{**fee, "amount": QUANTUM * int(decimal_to_quanta(fee["amount"]) * share)}]
+    return past + new
+
+
+def _billed(fees: Sequence[Mapping[str, Any]]) -> int:
+    """What fees per month or for a span bill in all, in quanta."""
+    total = 0
+    for fee in fees:
+        amount, start, until = decimal_to_quanta(fee["amount"]), fee["effective_from"], fee["effective_until"]
+        if fee["per"] == "span":
+            total += amount
+            continue
+        while start < until:
+            end = next_month_start(start)
+            total += (
+                amount * int((min(end, until) - start) / MINUTE) // int((end - month_start(start)) / MINUTE)
+            )
+            start = end
+    return total
 
 
 def _grown(fee: Mapping[str, Any], before: pl.DataFrame, after: pl.DataFrame) -> list[dict[str, Any]]:
@@ -183,20 +236,23 @@ def delayed(books: Books, pool: str, days: int) -> Books:
 def with_fee(
     books: Books, pool: str, fee: str, since: datetime, *, amount: Decimal, per: str | None = None
 ) -> Books:
-    """The books in which a fee of a pool is another from `since` on; `per` None: as it is."""
-    rows = pl.col("fee") == fee
-    new = _from(books.capacity_fees, pool, since).filter(rows)
-    if per is not None:
-        new = new.with_columns(pl.lit(per).alias("per"))
-    new = new.with_columns(pl.lit(amount).cast(books.capacity_fees.schema["amount"]).alias("amount"))
-    fees = pl.concat(
-        [
-            books.capacity_fees.filter((pl.col("pool") != pool) | ~rows),
-            _until(books.capacity_fees.filter(rows), pool, since),
-            new,
-        ]
-    )
-    return without_bills(replace(books, capacity_fees=fees), [pool])
+    """The books in which a fee of a pool is another from `since` on; `per` None: as it is.
+
+    The amount of a fee for a span is that of its whole span; from `since` on its part of the time counts.
+    """
+    schedule = _schedule(books, pool)
+    rows = (pl.col("pool") == pool) & (pl.col("fee") == fee)
+    fees: list[dict[str, Any]] = []
+    for held in books.capacity_fees.filter(rows).iter_rows(named=True):
+        one = pl.DataFrame([held], schema=books.capacity_fees.schema)
+        other = one.with_columns(
+            pl.lit(amount).cast(MONEY).alias("amount"), pl.lit(per or held["per"]).alias("per")
+        )
+        old, new = _from(one, pool, since).to_dicts(), _from(other, pool, since).to_dicts()
+        past = _until(one, pool, since).to_dicts()
+        fees += _changed_fee(held, old, new, past, schedule, grown=False)
+    changed = [books.capacity_fees.filter(~rows), pl.DataFrame(fees, schema=books.capacity_fees.schema)]
+    return without_bills(replace(books, capacity_fees=pl.concat(changed)), [pool])
 
 
 def _until(frame: pl.DataFrame, pool: str, since: datetime) -> pl.DataFrame:

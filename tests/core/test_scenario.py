@@ -1,5 +1,6 @@
 """Scenarios on small books: what fits moves in, what does not moves out, and no token is lost or made."""
 
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from random import Random
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from metering.core.capacity import capacity
 from metering.core.margin import margin
+from metering.core.recognition import recognised
 from metering.core.scenario import (
     Traffic,
     Which,
@@ -25,6 +27,7 @@ from metering.core.scenario import (
 from metering.errors import WrongWorld
 from metering.frames import MODELS, POOL_CUSTOMER_USAGE, SUMS, USAGE, Books
 from metering.meters import METERS
+from metering.money import MONEY
 from metering.periods import parse_period
 from tests.core.example_books import books, bought, burndown, prices, usage
 from tests.text_tables import check, instant, read
@@ -228,6 +231,48 @@ def test_books_resized_delayed_and_repriced() -> None:
         "effective_from | amount\n 2026-01-01 00:00 | 44640\n 2026-03-01 00:15 | 7",
     )
     assert without(world(), "block", half).capacity_steps["effective_until"].to_list() == [half]
+
+
+def spread(per: str, schedule: str) -> Books:
+    """100 units from January to the end of April, and their fee: 1,200 a month, or 12,000 in advance."""
+    given = world()
+    until = instant("2026-05-01")
+    amount = {"month": 1200, "span": 12000}[per]
+    ends = pl.lit(until).cast(given.capacity_fees.schema["effective_until"]).alias("effective_until")
+    fee = pl.lit(Decimal(amount)).cast(MONEY).alias("amount")
+    return replace(
+        given,
+        pools=given.pools.with_columns(pl.lit(schedule).alias("recognition")),
+        capacity_steps=given.capacity_steps.with_columns(ends),
+        capacity_fees=given.capacity_fees.with_columns(fee, ends, pl.lit(per).alias("per")),
+    )
+
+
+@pytest.mark.parametrize("per", ["month", "span"])
+@pytest.mark.parametrize("schedule", ["as_billed", "straight_line_days", "capacity_hours"])
+def test_what_stays_the_same_costs_the_same(per: str, schedule: str) -> None:
+    """The same units and the same fee again, in the middle of a span, change nothing; half more of April's units
+    costs in April half more; a fee for a span is replaced as that of its whole span."""
+    given, april = spread(per, schedule), parse_period("2026-04")
+    amount = {"month": 1200, "span": 12000}[per]
+    same = recognised(given, april)
+    for since in (instant("2026-03-15"), april.start):
+        again = resized(given, "block", since, units=100)
+        assert recognised(again, april).equals(same)
+        again = with_fee(given, "block", "step", since, amount=Decimal(amount))
+        assert recognised(again, april).equals(same)
+
+    def april_of(books: Books) -> int:
+        return round(recognised(books, april)["cost"].sum() / 10**12)
+
+    grown = resized(given, "block", april.start, factor=Decimal("1.5"))
+    april_was = {("span", "as_billed"): 0, ("span", "straight_line_days"): 3000}
+    assert april_of(given) == april_was.get((per, schedule), amount // 4 if per == "span" else 1200)
+    more = 600 if per == "month" else 1500
+    assert april_of(grown) == april_of(given) + more
+    # another fee from April on: 2,400 a month, or for April a fourth of 24,000
+    dearer = with_fee(given, "block", "step", april.start, amount=Decimal(2 * amount))
+    assert april_of(dearer) == april_of(given) + (1200 if per == "month" else 3000)
 
 
 @settings(max_examples=8, deadline=None)
