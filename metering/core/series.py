@@ -12,8 +12,8 @@ import polars as pl
 class Identified:
     """`series`: series_id and the dimensions, ids ascending in the order of the dimensions (nulls first).
 
-    `rows`: the other columns and series_id. The order of two ids never depends on which other series are
-    there, so a tie broken by series_id is broken alike in every period.
+    `rows`: the other columns and series_id, in the order of the frame. The order of two ids never depends on
+    which other series are there, so a tie broken by series_id is broken alike in every period.
     """
 
     series: pl.DataFrame
@@ -28,7 +28,9 @@ def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
     others = frame.drop(dims)
     if prod(radix) >= 2**63:
         series = _ordered(frame.select(dims).unique(), dims)
-        found = frame.join(series, on=dims, how="left", nulls_equal=True, validate="m:1")
+        found = frame.join(
+            series, on=dims, how="left", nulls_equal=True, validate="m:1", maintain_order="left"
+        )
         return Identified(series, found.drop(dims))
     code = pl.zeros(frame.height, dtype=pl.Int64, eager=True).alias("_code")
     for each, width in zip(codes, radix, strict=True):

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from itertools import pairwise
 
 import polars as pl
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,17 @@ def run(world: World, period: Period = PERIOD) -> Costs:
         pool_customer_usage=world.pool_customer_usage,
         complete_until=PERIOD.until,
     )
+
+
+@relaxed
+@given(supplied())
+def test_costs_do_not_depend_on_how_much_is_worked_on_at_once(world):
+    with pytest.MonkeyPatch.context() as limits:
+        limits.setattr("metering.core.costs.ROWS_AT_ONCE", 1)
+        little = run(world)
+    whole = run(world)
+    assert little.lines.equals(whole.lines)
+    assert sorted(map(str, little.supply.moved.rows())) == sorted(map(str, whole.supply.moved.rows()))
 
 
 def quanta(frame: pl.DataFrame, *names: str) -> pl.DataFrame:
