@@ -155,6 +155,25 @@ def test_idle_by_entitlement_is_carried_by_who_left_it_unused(entitled, used, ca
     assert set(found.filter(pl.col("idle_share") != 0)["line"]) == {"idle"}
 
 
+def test_pools_that_are_worked_on_one_after_the_other_carry_what_they_carry_alone(monkeypatch):
+    """Two pools alike, each a run of its own: 30 of 100 stay unused by B, in each of them."""
+    rows = usage("quarter_start | customer | uncached_input_tokens\n 2026-03-01 | a | 1050")
+    world = books(100, "entitlement", "customer | units\n a | 70\n b | 30")
+    alone = lines(rows, world, QUARTER)
+
+    def twice(frame):
+        return pl.concat([frame, frame.with_columns(pl.lit("other").alias("pool"))])
+
+    names = ("pools", "capacity_steps", "capacity_fees", "burndown", "entitlements")
+    both = replace(world, **{name: twice(getattr(world, name)) for name in names})
+    monkeypatch.setattr("metering.core.costs.ROWS_AT_ONCE", 1)
+    found = lines(twice(rows), both, QUARTER)
+    for pool in ("block", "other"):
+        own = found.filter(pl.col("pool") == pool)
+        assert own.drop("pool").equals(alone.drop("pool"))
+        check(loaded(own), "customer | usage | loaded\n a | 70 | 70\n b | 0 | 30\n - | 30 | 0")
+
+
 def test_an_entitlement_counts_minute_by_minute():
     """30 entitled. 450 in one minute of 15 is 30 used: the other 14 x 30 stay its own unused part."""
     rows = usage("quarter_start | customer | uncached_input_tokens\n 2026-03-01 | a | 450")
