@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import polars as pl
@@ -29,7 +30,7 @@ from tests.core import example_books
 from tests.ledger_builder import Event, Ledger
 from tests.test_report_commands import CATALOG, apply, pinned
 from tests.text_tables import instant
-from workers.planning import runway
+from workers.planning import runway, used_share
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TRACE = CHECKOUT.parent / "shared" / "data" / "azure_llm_2023" / "AzureLLMInferenceTrace_conv.csv"
@@ -329,3 +330,17 @@ def test_a_pool_is_full_in_the_week_that_growth_of_a_tenth_brings() -> None:
     full = runway(rows, books, "block", cut, Decimal("0.05"), 365)
     assert full.full_on == date(2026, 7, 27)  # the ninth week begins
     assert runway(rows, books, "block", cut, Decimal("0.05"), 20).full_on is None
+
+
+def test_used_is_of_all_that_is_contracted_in_the_fullest_dimension() -> None:
+    """Input: 60 of 100, of which 20 were never delivered; output: 5 of 50. 60 %, not 60 / 80 nor 65 / 150."""
+    utilization = pl.DataFrame(
+        {
+            "pool": ["block", "block", "other"],
+            "dimension": ["input", "output", "all"],
+            "served": [60, 5, 9],
+            "contracted": [100, 50, 9],
+        }
+    )
+    assert used_share(utilization, "block") == Fraction(60, 100)
+    assert used_share(utilization, "nothing") is None

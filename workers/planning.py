@@ -111,7 +111,12 @@ def capacity_plan(
             name, wanted, mix, cost, books, cut, unit_price=unit_price, sizes_max=settings.plan_sizes_max
         )
         rows = wanted.filter(pl.col("pool") == name)
-        sized[name] = Planned(made, rows, runway(rows, books, name, cut, share, settings.runway_days_max))
+        sized[name] = Planned(
+            made,
+            rows,
+            used_share(used.utilization, name),
+            runway(rows, books, name, cut, share, settings.runway_days_max),
+        )
     counts = dict(refused.filter(of).group_by("pool").len().iter_rows())
     return CapacityPlan(provenance, books, sized, counts, dict(unknown.iter_rows()), share)
 
@@ -202,7 +207,19 @@ class Planned:
 
     sized: Sized | None
     demand: pl.DataFrame
+    used: Fraction | None  # served / contracted of the dimension that was fullest; None: nothing contracted
     runway: Runway
+
+
+def used_share(utilization: pl.DataFrame, pool: str) -> Fraction | None:
+    """served / contracted over the minutes, of the dimension with the most; None where nothing is contracted."""
+    sums = (
+        utilization.filter(pl.col("pool") == pool)
+        .group_by("dimension")
+        .agg(pl.col("served").sum(), pl.col("contracted").sum())
+    )
+    shares = [Fraction(served, contracted) for _, served, contracted in sums.iter_rows() if contracted]
+    return max(shares, default=None)
 
 
 @dataclass(frozen=True)
@@ -237,9 +254,6 @@ class CapacityPlan:
             .iter_rows(),
             key=lambda row: Fraction(row[1], max(1, row[2])),
         )
-        served, contracted = made.demand.select(
-            pl.col("served").sum(), (pl.col("available") + pl.col("carved_out")).sum()
-        ).row(0)
         one = next(iter(sorted(sized.c0)), None) if len(sized.c0) == 1 else None
         denominator = made.demand["denominator"][0]
         on_demand = None if one is None else on_demand_unit_cost(sized.sizing, one)
@@ -264,7 +278,7 @@ class CapacityPlan:
             "c0_per_million": None if one is None else _per_million(sized.c0[one], denominator),
             "on_demand_per_million": None if on_demand is None else _per_million(on_demand, denominator),
             "break_even_ratio": None if even is None else rounded_ratio(even),
-            "served_of_contracted_ratio": rounded_ratio(Fraction(served, contracted)) if contracted else None,
+            "served_of_contracted_ratio": None if made.used is None else rounded_ratio(made.used),
             "cost_today": cost_today,
             "units_best": best.get("units"),
             "cost_best": cost_best,
