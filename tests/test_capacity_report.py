@@ -14,6 +14,7 @@ from metering.core.capacity import capacity
 from metering.delivery import pictures, tables
 from metering.delivery.pictures import Cell, Picture
 from metering.delivery.report import Provenance
+from metering.delivery.tables import fit
 from metering.errors import BadInput
 from metering.frames import CAPACITY_FEES, POOL_CUSTOMER_USAGE, POOL_USAGE, SET_ASIDE, SUMS, Books
 from metering.periods import parse_period
@@ -144,6 +145,14 @@ def test_a_pool_paid_for_in_two_currencies_has_no_cost_here_and_says_so() -> Non
         "block: paid for in EUR and USD, which cannot be added; its cost: `metering report closure`"
         in report.notes
     )
+    # 1.92 is not what all of it cost
+    assert report.total.is_empty()
+
+
+def test_a_narrow_table_shows_what_idle_capacity_cost_before_how_much_burn_it_was() -> None:
+    left_out = fit(made().by(), 70, bars=("served_of_available_ratio",)).left_out
+    assert "idle" in left_out
+    assert not {"recognised_cost", "idle_cost"} & set(left_out)
 
 
 def drawn(report: CapacityReport, *, terminal: bool, encoding: str = "utf-8") -> str:

@@ -106,13 +106,15 @@ class CapacityReport:
         what = {"model": "model served"}.get(about, about.replace("_", " "))
         costs = "currency" in declared
         currencies = rows["currency"].drop_nulls().unique().to_list() if costs else []
+        # a sum of one currency would leave out, without a word, a pool that is paid for in several
+        sums = len(currencies) == 1 and not self._in_several_currencies()
         drawn = picture or (picture is None and rows["pool"].n_unique() == 1)
         return Report(
             name=name,
             title=f"Capacity by pool, dimension{'' if about == 'pool' else f', {what}'}",
             columns=self._laid_out(select(catalogue, declared), rows, currencies),
             rows=rows,
-            total=self._total(rows) if len(currencies) == 1 else rows.clear(),
+            total=self._total(rows) if sums else rows.clear(),
             provenance=self.provenance,
             notes=tuple(self._notes()),
             empty="no capacity was contracted in the complete part of the period"
@@ -186,6 +188,12 @@ class CapacityReport:
             )
         return drawn
 
+    def _in_several_currencies(self) -> list[tuple[str, list[str]]]:
+        """The pools shown that are paid for in several currencies, and in which."""
+        here = pl.lit(value=True) if self.pool is None else pl.col("pool") == self.pool
+        currencies = self.pool_cost.filter(here).group_by("pool").agg(pl.col("currency").unique().sort())
+        return currencies.filter(pl.col("currency").list.len() > 1).sort("pool").rows()
+
     def _notes(self) -> list[str]:
         lost = self.computed.unburned
         here = pl.lit(value=True) if self.pool is None else pl.col("pool") == self.pool
@@ -207,9 +215,7 @@ class CapacityReport:
                 f"{', '.join(sorted(over['pool']))}: burn exceeded what was available, and no event says that "
                 "it overflowed; what exceeded is modelled spill, for planning only"
             )
-        currencies = self.pool_cost.filter(here).group_by("pool").agg(pl.col("currency").unique().sort())
-        mixed = currencies.filter(pl.col("currency").list.len() > 1).sort("pool")
-        for pool, names in mixed.rows():
+        for pool, names in self._in_several_currencies():
             notes.append(
                 f"{pool}: paid for in {' and '.join(names)}, which cannot be added; its cost: `metering report closure`"
             )

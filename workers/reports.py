@@ -165,6 +165,8 @@ class MarginReport:
         ranks = dict.fromkeys(by, 0)
         if not (rows["idle_share"] != 0).any():
             ranks |= dict.fromkeys(("idle_share", "margin_loaded"), 9)
+        else:  # who carries idle is asked before where its own cost ran
+            ranks |= {"idle_share": 1, "cost_pool": 4}
         laid_out = tuple(
             replace(column, rank=ranks.get(column.name, column.rank))
             for column in select(columns.MARGIN, declared)
