@@ -19,7 +19,7 @@ import polars as pl
 
 from bench.margin import MEBIBYTES_MAX, SECONDS_MAX, filled, month, reset_peak
 from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
-from metering.core.capacity import capacity, summarise_capacity
+from metering.core.capacity import capacity, summarise_capacity, together
 from metering.core.costs import supply
 from metering.errors import Unavailable
 from metering.frames import (
@@ -37,7 +37,7 @@ from metering.frames import (
     Frame,
 )
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
-from metering.periods import MINUTE
+from metering.periods import DAY, MINUTE, Period
 
 _Numbers = npt.NDArray[np.int64]
 
@@ -205,17 +205,18 @@ def write_rollups(folder: Path, pools: int, customers: int) -> None:
 
 
 def report(folder: Path, pools: int, customers: int) -> Report:
-    """Read the rollups of `folder`, make the books, compute: only that is on the clock."""
-    usage = pl.read_parquet(folder / _USAGE_FILE)
+    """Read the rollups of `folder`, make the books, compute; capacity week by week, as its report reads them."""
+    stored = pl.scan_parquet(folder / _USAGE_FILE)
     books = synthetic_books(pools, customers)
     reset_peak()
     began = time.perf_counter()
-    used = capacity(usage, books, month())
+    used = together([capacity(_within(stored, week), books, week) for week in month().runs(7 * DAY)])
     summary = summarise_capacity(used.utilization)
     capacity_seconds, capacity_peak = time.perf_counter() - began, peak_bytes()
     assert summary["burn"].sum() > 0, "what is used burns"
     assert used.unburned.is_empty(), "everything that is used has a weight"
     del used, summary
+    usage = stored.collect()
     by_customer = pl.read_parquet(folder / _CUSTOMERS_FILE)
     reset_peak()
     began = time.perf_counter()
@@ -225,6 +226,10 @@ def report(folder: Path, pools: int, customers: int) -> Report:
     return Report(
         usage.height, by_customer.height, capacity_seconds, capacity_peak, cost_seconds, peak_bytes()
     )
+
+
+def _within(stored: pl.LazyFrame, period: Period) -> pl.DataFrame:
+    return stored.filter(pl.col("minute").is_between(period.start, period.until, closed="left")).collect()
 
 
 def capacity_measures(pools: int, customers: int, progress: Progress) -> list[Measure]:

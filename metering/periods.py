@@ -1,6 +1,7 @@
 """Spans of time: half-open, UTC, on quarter hours; a period is a month, a day, or FROM..UNTIL."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
@@ -49,6 +50,16 @@ class Period:
             return Period(self.name, self.start, self.start)
         edge = floor_to_quarter(complete_until)
         return Period(self.name, self.start, max(self.start, min(self.until, edge)))
+
+    def runs(self, length: timedelta) -> Iterator["Period"]:
+        """The period in parts of at most `length`, in order; an empty one is its own only part."""
+        start = self.start
+        while True:
+            until = min(start + length, self.until)
+            yield Period(self.name, start, until)
+            if until >= self.until:
+                return
+            start = until
 
     @property
     def minutes(self) -> int:

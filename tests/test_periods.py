@@ -1,5 +1,7 @@
 """Periods: spans as a person writes them; what is no period is refused with what would be one."""
 
+from datetime import timedelta
+
 import pytest
 
 from metering.errors import BadInput
@@ -36,3 +38,13 @@ def test_a_period_is_a_half_open_span_of_utc(text: str, start: str, until: str) 
 def test_what_is_no_period_is_refused(text: str, says: str) -> None:
     with pytest.raises(BadInput, match=f"'{text.replace('+', '[+]')}' is not a period.*{says}"):
         parse_period(text)
+
+
+def test_the_runs_of_a_period_touch_and_are_the_whole_of_it() -> None:
+    october = parse_period("2026-10")
+    runs = list(october.runs(timedelta(days=7)))
+    assert [(run.until - run.start).days for run in runs] == [7, 7, 7, 7, 3]
+    assert [run.start for run in runs] == [october.start, *(run.until for run in runs[:-1])]
+    assert runs[-1].until == october.until
+    empty = october.cut_at(None)
+    assert list(empty.runs(timedelta(days=7))) == [empty]

@@ -9,14 +9,14 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering import __version__
-from metering.core.capacity import capacity
+from metering.core.capacity import capacity, together
 from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
 from metering.core.margin import Margin, margin, summarise
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, select
 from metering.frames import POOL_CUSTOMER_USAGE, SUM, Books
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
-from metering.periods import Period
+from metering.periods import DAY, Period
 from metering.results import MARGIN_BY, UNRATED
 from metering.settings import Settings
 from metering.store.bills import read_bill_lines
@@ -120,14 +120,21 @@ def capacity_report(
     `by`, `pool`: what the report will be asked for; usage by customer is read only for `--by customer`.
     """
     provenance, books = known(connection, settings, period, as_of)
-    span = (provenance.cut.start, provenance.cut.until, as_of)
-    pools = known_pool(pool, books)
-    pool_usage = read_pool_usage(connection, *span)
+    cut = provenance.cut
+    pools, about = known_pool(pool, books), chosen_by(by)
+    parts, of_models = [], []
+    # usage by the minute takes much more memory than what it becomes
+    for week in cut.runs(7 * DAY):
+        pool_usage = read_pool_usage(connection, week.start, week.until, as_of)
+        parts.append(capacity(pool_usage, books, week))
+        if about == "model":
+            of_models.append(pool_usage)
+    used = together(parts)
     customers = None
-    if "customer" in chosen_by(by):
-        customers = read_pool_customer_usage(connection, *span, pools)
-    used = capacity(pool_usage, books, provenance.cut)
-    return CapacityReport(provenance, books, settings.reporting_currency, used, pool, pool_usage, customers)
+    if about == "customer":
+        customers = read_pool_customer_usage(connection, cut.start, cut.until, as_of, pools)
+    usage = pl.concat(of_models) if of_models else None
+    return CapacityReport(provenance, books, settings.reporting_currency, used, pool, usage, customers)
 
 
 @dataclass(frozen=True)

@@ -378,6 +378,15 @@ def contracted(books: Books, period: Period) -> tuple[pl.DataFrame, pl.DataFrame
     return spans[0].sort("pool", "dimension", "start"), spans[1].sort("pool", "dimension", "start")
 
 
+def together(parts: Sequence[Capacity]) -> Capacity:
+    """The capacity of a period from that of its parts, which do not overlap: every row is about one minute."""
+    return Capacity(
+        UTILIZATION.conform(pl.concat([part.utilization for part in parts])),
+        UNBURNED.conform(pl.concat([part.unburned for part in parts])),
+        UTILIZATION.conform(pl.concat([part.carve_outs for part in parts])),
+    )
+
+
 def capacity(pool_usage: pl.DataFrame, books: Books, period: Period) -> Capacity:
     """Capacity identity of every pool, dimension and minute of the period, used or not.
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metering.core.capacity import capacity, summarise_capacity
+from metering.core.capacity import together as capacity_together
 from metering.core.margin import Margin, margin, summarise
 from metering.core.recognition import recognised
 from metering.frames import Books
@@ -107,10 +108,9 @@ def test_the_lines_of_a_period_are_the_lines_of_its_parts(world, cuts):
     )
     whole = run(world)
     assert MARGIN_LINES.conform(together).equals(whole.lines)
-    assert (
-        pl.concat([part.capacity.utilization for part in parts])
-        .sort("pool", "dimension", "minute")
-        .equals(whole.capacity.utilization)
+    joined = capacity_together([part.capacity for part in parts])
+    assert all(
+        getattr(joined, of.name).equals(getattr(whole.capacity, of.name)) for of in fields(whole.capacity)
     )
 
 
