@@ -159,7 +159,18 @@ def synthetic_books(customers: int) -> Books:
             margin_floor_ratio="0.2",
             floor_basis="usage",
         ),
-        fees=filled(names, FEES, **span, contract="c", fee="plan", amount_per_month="500", currency="USD"),
+        fees=filled(
+            names,
+            FEES,
+            **span,
+            contract="c",
+            fee="plan",
+            kind="plan",
+            amount="500",
+            quantity=1,
+            per="month",
+            currency="USD",
+        ),
         models=filled(
             pl.DataFrame({"model": _PRODUCTS}), MODELS, provider="own", name="A model", cost_book="bought"
         ),

@@ -209,7 +209,8 @@ CONTRACTS: Final = Frame(
     nullable=frozenset({"effective_until", "margin_floor_ratio"}),
     laws=_SPAN_LAW,
 )
-#: Fees are earned evenly over the days that they cover: `amount_per_month` over each calendar month.
+#: Fees do not depend on usage and are earned evenly over the days that they cover. month: from the contract's
+#: anchor day to the next, in its zone; year: from a day of the fee's beginning to the next; span: its own.
 FEES: Final = Frame(
     "FEES",
     {
@@ -217,12 +218,19 @@ FEES: Final = Frame(
         "contract": pl.String,
         "fee": pl.String,
         **_SPAN,
-        "amount_per_month": MONEY,
+        "kind": pl.String,  # plan | seat | reservation
+        "amount": MONEY,  # of one
+        "quantity": pl.Int64,  # how many: seats
+        "per": pl.String,  # month | year | span
         "currency": pl.String,
     },
     key=("customer", "contract", "fee", "effective_from"),
     nullable=frozenset({"effective_until"}),
-    laws=_SPAN_LAW,
+    laws={
+        **_SPAN_LAW,
+        "quantity is not negative": pl.col("quantity") >= 0,
+        "a fee for a span has an end": (pl.col("per") != "span") | pl.col("effective_until").is_not_null(),
+    },
 )
 #: Units of a pool as a step function of time; one row per pool, dimension and step. Contracted burn per minute
 #: = units x unit_burn_per_minute. `fee_share_ratio` is the dimension's part of the pool's fees (the shares of

@@ -131,7 +131,10 @@ def _contracts(objects: CatalogObjects) -> tuple[list[Row], list[Row], list[Row]
                         "customer": contract.customer,
                         "contract": contract.contract,
                         "fee": fee.fee,
-                        "amount_per_month": fee.amount_per_month,
+                        "kind": "plan",
+                        "amount": fee.amount_per_month,
+                        "quantity": 1,
+                        "per": "month",
                         "currency": fee.currency,
                         **span_columns(span),
                     }

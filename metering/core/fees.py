@@ -26,7 +26,7 @@ def fees_earned(fees: pl.DataFrame, cut: pl.DataFrame) -> pl.DataFrame:
     fees: frames.FEES. cut: slices of the period (core.effective.slices), none longer than a UTC day. A fee in
     force for part of a slice earns for that part.
     """
-    fees = refuse_beyond(fees, "amount_per_month", AMOUNT_MAX, "correct the fee in the catalog")
+    fees = refuse_beyond(fees, "amount", AMOUNT_MAX, "correct the fee in the catalog")
     start = pl.max_horizontal("slice_start", "effective_from")
     until = pl.min_horizontal("slice_until", pl.col("effective_until").fill_null(pl.col("slice_until")))
     spans = (
@@ -34,7 +34,7 @@ def fees_earned(fees: pl.DataFrame, cut: pl.DataFrame) -> pl.DataFrame:
         .with_columns(start.alias("start"), until.alias("until"))
         .filter(pl.col("start") < pl.col("until"))
     )
-    earned = earned_between(to_quanta(pl.col("amount_per_month")), pl.col("start"), pl.col("until"))
+    earned = earned_between(to_quanta(pl.col("amount")), pl.col("start"), pl.col("until"))
     amounts = (
         spans.with_columns(earned.alias("earned"))
         .group_by("customer", "contract", "fee", "slice_start", "currency")

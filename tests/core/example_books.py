@@ -127,9 +127,8 @@ def contracts(text: str) -> pl.DataFrame:
 
 
 def fees(text: str) -> pl.DataFrame:
-    return read(
-        text, FEES, customer="acme", contract="c", fee="plan", effective_from="2026-01-01", currency="USD"
-    )
+    said = {"customer": "acme", "contract": "c", "fee": "plan", "effective_from": "2026-01-01"}
+    return read(text, FEES, **said, kind="plan", quantity=1, per="month", currency="USD")
 
 
 _POOL_COLUMNS = {

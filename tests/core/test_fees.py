@@ -15,7 +15,7 @@ from tests.text_tables import check, instant
 
 def test_an_annual_plan_of_2400_earns_each_month_alike():
     """$200 a month: a day of 31 earns 200/31, quanta fall where the floor of the sum does."""
-    earned = fees_earned(a.fees("amount_per_month\n 200"), slices(parse_period("2026-03")))
+    earned = fees_earned(a.fees("amount\n 200"), slices(parse_period("2026-03")))
     assert earned.height == 31
     assert earned["amount"].sum() == Decimal(200)
     check(
@@ -32,7 +32,7 @@ def test_an_annual_plan_of_2400_earns_each_month_alike():
 def test_a_fee_earns_while_it_is_in_force():
     fees = a.fees(
         """
-        fee   | effective_from   | effective_until  | amount_per_month
+        fee   | effective_from   | effective_until  | amount
         plan  | 2026-03-01 12:00 | 2026-03-02 06:00 | 31
         seats | 2026-02-01       | 2026-03-01       | 28
         later | 2026-03-03       | -                | 31
@@ -54,7 +54,7 @@ def test_a_fee_earns_while_it_is_in_force():
     st.lists(st.integers(1, 96 * 61), min_size=1, max_size=6, unique=True),
 )
 def test_spans_that_touch_add_up(quanta, edges):
-    fees = a.fees(f"amount_per_month\n {Decimal(quanta).scaleb(-12):f}")
+    fees = a.fees(f"amount\n {Decimal(quanta).scaleb(-12):f}")
     start = instant("2026-01-30")
     cuts = [start, *(start + edge * QUARTER for edge in sorted(edges))]
     whole = fees_earned(fees, slices(Period("whole", cuts[0], cuts[-1])))["amount"].sum()

@@ -125,7 +125,7 @@ def test_a_flat_plan_earns_each_month_alike():
         provider="cirrus",
     )
     books = on_demand_books(
-        fees=a.fees("amount_per_month\n 200"),
+        fees=a.fees("amount\n 200"),
         price_books=a.prices("item | meter | unit_price\n large | output_tokens | 0"),
     )
     for month in ("2026-01", "2026-02"):
@@ -312,7 +312,7 @@ def test_idle_is_a_line_of_its_own_and_the_pool_closes():
 
 
 def test_prepaid_does_not_reduce_revenue_and_the_floor_is_judged_without_the_ratio():
-    books = on_demand_books(fees=a.fees("fee | amount_per_month\n plan | 3_100"))
+    books = on_demand_books(fees=a.fees("fee | amount\n plan | 3_100"))
     rows = a.usage(
         """
         quarter_start    | output_tokens
@@ -322,7 +322,7 @@ def test_prepaid_does_not_reduce_revenue_and_the_floor_is_judged_without_the_rat
         product="plan-only",
     )
     books = on_demand_books(
-        fees=a.fees("fee | amount_per_month\n plan | 3_100"),
+        fees=a.fees("fee | amount\n plan | 3_100"),
         price_books=a.prices("item | meter | unit_price\n plan-only | output_tokens | 0"),
     )
     month = margin(rows, POOL_USAGE.empty(), books, parse_period("2026-03"), "USD")
@@ -383,7 +383,7 @@ def test_another_currency_is_unrated_not_one_to_one():
         price_books=a.prices(
             "item | meter | unit_price\n large | uncached_input_tokens | 1_000_000", currency="EUR"
         ),
-        fees=a.fees("amount_per_month | currency\n 310 | EUR"),
+        fees=a.fees("amount | currency\n 310 | EUR"),
         **a.bought("unit_burn_per_minute | fee_per_month | currency\n 100 | 31_000 | CHF"),
         burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
     )
@@ -412,7 +412,7 @@ def test_another_currency_is_unrated_not_one_to_one():
 def test_nothing_is_nothing_in_every_currency():
     rows = a.usage("quarter_start | uncached_input_tokens\n 2026-03-01 00:00 | 60", provider="cirrus")
     free = a.prices("item | meter | unit_price\n large | uncached_input_tokens | 0", currency="EUR")
-    books = on_demand_books(price_books=free, fees=a.fees("amount_per_month | currency\n 0 | EUR"))
+    books = on_demand_books(price_books=free, fees=a.fees("amount | currency\n 0 | EUR"))
     result = margin(rows, POOL_USAGE.empty(), books, parse_period("2026-03-01"), "USD")
     assert result.unrated.is_empty()
     check(
@@ -484,7 +484,7 @@ def test_an_open_month_is_cut_for_usage_fees_and_capacity_alike():
     )
     books = a.books(
         price_books=a.prices("item | meter | unit_price\n large | uncached_input_tokens | 1_000_000"),
-        fees=a.fees("amount_per_month\n 310"),
+        fees=a.fees("amount\n 310"),
         **a.bought("unit_burn_per_minute | fee_per_month\n 100 | 31_000"),
         burndown=a.burndown("meter | weight\n uncached_input_tokens | 1"),
     )

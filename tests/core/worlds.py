@@ -130,7 +130,10 @@ def _books(dice: Random) -> Books:
                     "contract": f"c-{customer}",
                     "fee": "plan",
                     **span,
-                    "amount_per_month": _fee(dice),
+                    "kind": "plan",
+                    "amount": _fee(dice),
+                    "quantity": 1,
+                    "per": "month",
                     "currency": dice.choice(["USD", "USD", "EUR"]),
                 }
             )

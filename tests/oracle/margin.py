@@ -36,7 +36,7 @@ from tests.oracle.supply import (
 def earned(fee: Row, at: datetime) -> int:
     """Quanta of a customer's monthly fee in a quarter hour: the difference of two floors."""
     monthly = {
-        "amount": fee["amount_per_month"],
+        "amount": fee["amount"],
         "per": "month",
         "effective_from": month_of(at),
         "effective_until": None,
