@@ -316,6 +316,11 @@ def _fees(
                 some["effective_until"] = (
                     max(UNTIL, some["effective_from"] + QUARTER) + dice.choice([0, 1, 4000]) * QUARTER
                 )
+            while any(
+                (row["pool"], row["fee"], row["effective_from"]) == (pool, name, some["effective_from"])
+                for row in rows["fees"]
+            ):
+                some["effective_from"] -= QUARTER  # two steps that begin together would be one fee twice
             rows["fees"].append(
                 {
                     "pool": pool,
