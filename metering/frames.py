@@ -156,6 +156,19 @@ POOL_CUSTOMER_USAGE: Final = Frame(
     ),
 )
 
+#: Usage per minute of what ran on demand, overflow included: what a provider's quota counts.
+ON_DEMAND_USAGE: Final = Frame(
+    "ON_DEMAND_USAGE",
+    {
+        "minute": INSTANT,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "region": pl.String,
+        **SUMS,
+    },
+    key=("minute", "provider", "model_served", "region"),
+)
+
 # ---- books: what the catalog says, as of one revision -------------------------------------------------
 
 _SPAN: Final = {"effective_from": INSTANT, "effective_until": INSTANT}
@@ -364,6 +377,36 @@ ENTITLEMENTS: Final = Frame(
     key=("customer", "contract", "pool", "dimension", "effective_from"),
     nullable=frozenset({"effective_until", "stated"}),
     laws={**_SPAN_LAW, "units are not negative": pl.col("units") >= 0},
+)
+#: What a provider lets us use on demand in a minute: a rate limit that costs nothing and is no pool. What ran on
+#: demand there counts, overflow included.
+QUOTAS: Final = Frame(
+    "QUOTAS",
+    {
+        "quota": pl.String,
+        "provider": pl.String,
+        "model": pl.String,  # served; '*': every one of the provider
+        "region": pl.String,  # '*': every one
+        "dimension": pl.String,
+        **_SPAN,
+        "per_minute": pl.Int64,
+    },
+    key=("quota", "dimension", "model", "region", "effective_from"),
+    nullable=frozenset({"effective_until"}),
+    laws={**_SPAN_LAW, "some of it may be used": pl.col("per_minute") > 0},
+)
+#: What a unit of a meter counts in a quota: weight / denominator. A meter without a row counts nothing.
+QUOTA_WEIGHTS: Final = Frame(
+    "QUOTA_WEIGHTS",
+    {
+        "quota": pl.String,
+        "dimension": pl.String,
+        "meter": pl.String,  # or requests
+        "weight": pl.Int64,
+        "denominator": pl.Int64,
+    },
+    key=("quota", "dimension", "meter"),
+    laws={"weight": (pl.col("weight") >= 0) & (pl.col("denominator") > 0)},
 )
 #: Tranches of what we committed to a supplier: money, or units of one unit.
 SUPPLIER_COMMITMENTS: Final = Frame(
@@ -633,6 +676,8 @@ class Books:
     set_aside: pl.DataFrame = field(default_factory=SET_ASIDE.empty)
     entitlements: pl.DataFrame = field(default_factory=ENTITLEMENTS.empty)
     supplier_commitments: pl.DataFrame = field(default_factory=SUPPLIER_COMMITMENTS.empty)
+    quotas: pl.DataFrame = field(default_factory=QUOTAS.empty)
+    quota_weights: pl.DataFrame = field(default_factory=QUOTA_WEIGHTS.empty)
     exchange_rates: pl.DataFrame = field(default_factory=EXCHANGE_RATES.empty)
     bill_lines: pl.DataFrame = field(default_factory=BILL_LINES.empty)
     contract_terms: pl.DataFrame = field(default_factory=CONTRACT_TERMS.empty)

@@ -9,11 +9,12 @@ import pytest
 
 from metering.catalog import books, load_folder
 from metering.core.capacity import capacity
+from metering.core.quotas import quota_use
 from metering.core.recognition import recognised
-from metering.frames import POOL_USAGE, Books
+from metering.frames import ON_DEMAND_USAGE, POOL_USAGE, Books
 from metering.money import QUANTUM
 from metering.periods import parse_period
-from tests.text_tables import check, read
+from tests.text_tables import check, instant, read
 
 PROVIDERS = Path(__file__).parent.parent / "examples" / "providers"
 MINUTE = "2026-01-10 12:00"
@@ -106,20 +107,32 @@ def test_anthropic_multipliers_stack_in_both_dimensions() -> None:
 
 
 def test_bedrock_counts_output_five_times_against_the_quota_and_once_in_a_reservation() -> None:
+    made = offer("bedrock-reserved")
     check(
         burned(
-            offer("bedrock-reserved"),
+            made,
             """
             pool             | model_served  | uncached_input_tokens | output_tokens
-            bedrock-quota    | claude-sonnet | 1_000                 | 200
             bedrock-reserved | claude-sonnet | 1_000                 | 200
             """,
         ),
         """
         pool             | dimension | burn  | contracted
-        bedrock-quota    | all       | 2_000 | 2_000_000
         bedrock-reserved | input     | 1_000 | 500_000
         bedrock-reserved | output    | 200   | 100_000
+        """,
+    )
+    asked = """
+        provider | model_served  | requests | uncached_input_tokens | cache_read_tokens | output_tokens
+        bedrock  | claude-sonnet | 1        | 1_000                 | 5_000             | 200
+    """
+    counted = quota_use(read(asked, ON_DEMAND_USAGE, minute=instant(MINUTE), region="us-west"), made, QUARTER)
+    check(
+        counted.filter(pl.col("burn") > 0),
+        """
+        pool              | dimension | burn  | contracted | utilization_ratio
+        bedrock-on-demand | tokens    | 2_000 | 2_000_000  | 0.001
+        bedrock-on-demand | requests  | 1     | 1_000      | 0.001
         """,
     )
 

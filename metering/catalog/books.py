@@ -30,6 +30,8 @@ from metering.frames import (
     MULTIPLIERS,
     POOLS,
     PRICES,
+    QUOTA_WEIGHTS,
+    QUOTAS,
     SET_ASIDE,
     SUPPLIER_COMMITMENTS,
     Books,
@@ -84,6 +86,8 @@ def books(objects: CatalogObjects, catalog_revision: int) -> Books:
         multipliers=_frame(MULTIPLIERS, supply.multipliers),
         set_aside=_frame(SET_ASIDE, supply.set_aside),
         supplier_commitments=_frame(SUPPLIER_COMMITMENTS, supply.supplier_commitments),
+        quotas=_frame(QUOTAS, supply.quotas),
+        quota_weights=_frame(QUOTA_WEIGHTS, supply.quota_weights),
         exchange_rates=_frame(EXCHANGE_RATES, supply.exchange_rates),
     )
 

@@ -23,6 +23,7 @@ from metering.catalog.fields import (
     Units,
     decimal_text,
 )
+from metering.catalog.quotas import Quota
 from metering.catalog.shapes import ANY, CatalogObject, Span, Strict, no_rows
 from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
 
@@ -223,7 +224,7 @@ OBJECTS: Final[Mapping[str, type[CatalogObject]]] = {
     cls.kind: cls
     for cls in (
         *(Customer, Model, PriceBook, CostBook, Contract),
-        *(CapacityContract, SupplierCommitment, ExchangeRates, Source),
+        *(CapacityContract, Quota, SupplierCommitment, ExchangeRates, Source),
     )
 }
 SECTIONS: Final[Mapping[str, type[CatalogObject]]] = {cls.section: cls for cls in OBJECTS.values()}

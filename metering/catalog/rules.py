@@ -8,6 +8,7 @@ from metering.catalog.documents import MISSING, Fault, KeyPath
 from metering.catalog.fields import COUNT_MAX, decimal_text, instant_text
 from metering.catalog.objects import Contract, CostBook, Customer, Entitlement, Model, PriceBook, Priced
 from metering.catalog.placed import Placed, breakpoint_known, ends, known, overlaps, priced_meters, spans
+from metering.catalog.quotas import Quota, quota_faults
 from metering.catalog.shapes import ANY, CatalogObject
 from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
 from metering.catalog.supply_rules import capacity_contract, exchange_rates, supplier_commitment
@@ -62,6 +63,8 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
             faults += _contract(one, item, pools)
         elif isinstance(item, CapacityContract):
             faults += capacity_contract(one, item)
+        elif isinstance(item, Quota):
+            faults += quota_faults(one, item)
         elif isinstance(item, SupplierCommitment):
             faults += supplier_commitment(one, item)
         elif isinstance(item, ExchangeRates):
@@ -227,6 +230,18 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
                 yield from known(one, ("entitlements", index, "pool"), promise.pool, named.pools, "pool")
                 if promise.pool in pools:
                     yield from _entitled(one, ("entitlements", index), promise, pools[promise.pool])
+        elif isinstance(item, Quota):
+            for index, model in enumerate(item.models):
+                if (item.provider, model) not in named.served:
+                    yield one.fault(
+                        ("models", index),
+                        model,
+                        f"provider {item.provider} serves no such model; list it under models",
+                    )
+            if not item.models and item.provider not in {provider for provider, _ in named.served}:
+                yield one.fault(
+                    ("provider",), item.provider, "serves no model; list what it serves under models"
+                )
         elif isinstance(item, SupplierCommitment):
             yield from known(one, ("supplier",), item.supplier, named.suppliers, "supplier")
         elif isinstance(item, Model) and item.cost_book is not None:

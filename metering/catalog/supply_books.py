@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, Final, TypeVar
 
 from metering.catalog.objects import CatalogObjects, Entry, Model, Priced
+from metering.catalog.quotas import Quota, quota_rows
 from metering.catalog.shapes import ANY
 from metering.catalog.spans import Interval, interval, minus, span_columns
 from metering.catalog.supply import (
@@ -38,6 +39,8 @@ class SupplyRows:
     set_aside: list[Row] = field(default_factory=list)
     supplier_commitments: list[Row] = field(default_factory=list)
     exchange_rates: list[Row] = field(default_factory=list)
+    quotas: list[Row] = field(default_factory=list)
+    quota_weights: list[Row] = field(default_factory=list)
 
 
 def supply_rows(objects: CatalogObjects) -> SupplyRows:
@@ -54,6 +57,10 @@ def supply_rows(objects: CatalogObjects) -> SupplyRows:
             rows.multipliers.extend(_multipliers(pool.pool, dimension, entry.ended_at))
     for commitment, entry in objects.of(SupplierCommitment):
         rows.supplier_commitments.extend(_tranches(commitment, entry))
+    for quota, entry in objects.of(Quota):
+        steps, weights = quota_rows(quota, entry.ended_at)
+        rows.quotas.extend(steps)
+        rows.quota_weights.extend(weights)
     for rates, entry in objects.of(ExchangeRates):
         rows.exchange_rates.extend(_rates(rates, entry))
     return rows
