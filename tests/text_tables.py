@@ -4,7 +4,7 @@
     2026-03-01 00:00 | acme     | 1_000_000
 
 The first line that is not blank names the columns. `-` is null, numbers may carry `_` or `,`, instants are
-UTC, `yes` and `no` are booleans. A line of dashes is decoration.
+UTC, `yes` and `no` are booleans. A list is written a,b, an empty one all. A line of dashes is decoration.
 """
 
 from datetime import UTC, date, datetime
@@ -71,6 +71,8 @@ def _value(cell: str, dtype: Any) -> Any:
         return None
     if dtype == pl.String:
         return cell
+    if dtype == pl.List(pl.String):
+        return [] if cell == "all" else cell.split(",")
     if dtype == pl.Boolean:
         return {"yes": True, "no": False}[cell]
     if dtype == pl.Date:
@@ -87,6 +89,8 @@ def _default(name: str, dtype: Any, frame: Frame, defaults: dict[str, Any]) -> A
         return _value(value, dtype) if isinstance(value, str) else value
     if name in frame.nullable:
         return None
+    if isinstance(dtype, pl.List):
+        return []
     assert dtype.is_numeric(), f"{frame.name}.{name} needs a value or a default"
     return 0
 

@@ -23,7 +23,7 @@ TRANCHES: Final = Frame(
         "effective_from": INSTANT,
         "effective_until": INSTANT,
         "committed": SUM,
-        "draws": pl.String,  # the account that counts toward it; all: every account
+        "draws": pl.List(pl.String),  # the accounts that count toward it; empty: every account
         "shortfall_rule": pl.String,  # true_up | roll_over | forfeit
         "roll_over_max": SUM,  # the most of this tranche's unmet amount that rolls over; null: all of it
         "roll_over_until": INSTANT,  # when that expires; null: the end of the commitment's last tranche
@@ -38,8 +38,14 @@ TRANCHES: Final = Frame(
 #: What counts toward commitments, by slice of time; no slice spans the edge of a tranche.
 ELIGIBLE: Final = Frame(
     "ELIGIBLE",
-    {"holder": pl.String, "slice_start": INSTANT, "account": pl.String, "amount": SUM},
-    key=("holder", "slice_start", "account"),
+    {
+        "holder": pl.String,
+        "slice_start": INSTANT,
+        "account": pl.String,  # what a tranche says that it draws: a kind of cost, a product
+        "part": pl.UInt32,  # of the account: a series; 0 where it has but one
+        "amount": SUM,
+    },
+    key=("holder", "slice_start", "account", "part"),
 )
 #: What became of every tranche, and of what rolled over from one (`rolled`: effective_from is then the end of
 #: the tranche that it comes from). committed = drawdown + rolled_over + shortfall + remaining.
@@ -74,12 +80,14 @@ DRAWN: Final = Frame(
         "rolled": pl.Boolean,
         "slice_start": INSTANT,
         "account": pl.String,
+        "part": pl.UInt32,
         "amount": SUM,
     },
-    key=("holder", "commitment", "effective_from", "rolled", "slice_start", "account"),
+    key=("holder", "commitment", "effective_from", "rolled", "slice_start", "account", "part"),
 )
 
 _ITEM: Final = ["holder", "commitment", "effective_from", "rolled"]
+_LINE: Final = ["holder", "slice_start", "account", "part"]
 
 
 @dataclass(frozen=True)
@@ -110,11 +118,11 @@ def draw_down(tranches: pl.DataFrame, eligible: pl.DataFrame, until: datetime) -
         took = _draw(now, left)
         sums = took.group_by(_ITEM).agg(pl.col("took").sum().alias("drawdown"))
         settled.append(_settle(now.join(sums, on=_ITEM, how="left", validate="1:1"), until))
-        drawn.append(took.select(*_ITEM, "slice_start", "account", pl.col("took").alias("amount")))
+        drawn.append(took.select(*_ITEM, "slice_start", "account", "part", pl.col("took").alias("amount")))
         left = _less(left, took)
     done = pl.concat([pl.DataFrame(schema=_SETTLED), *settled])
     overage = left.filter(pl.col("amount") != 0)
-    over = _last_in_force(overage, tranches)
+    over = overage_by_tranche(overage, tranches).group_by(_ITEM).agg(pl.col("amount").sum().alias("overage"))
     rows = done.join(over, on=_ITEM, how="left", validate="1:1").with_columns(
         pl.col("overage").fill_null(pl.lit(0, dtype=SUM))
     )
@@ -167,16 +175,16 @@ def _with_what_rolled(now: pl.DataFrame, settled: list[pl.DataFrame]) -> pl.Data
 
 
 def _draw(now: pl.DataFrame, left: pl.DataFrame) -> pl.DataFrame:
-    """What each item takes of each slice: differences of D(t), the accounts of a slice by name."""
+    """What each item takes of each slice: differences of D(t), the accounts of a slice by name, then part."""
     item = now.select(*_ITEM, "effective_until", "committed", "draws")
     found = (
         left.join(item, on="holder", validate="m:1")
         .filter(
             (pl.col("slice_start") >= pl.col("effective_from"))
             & (pl.col("slice_start") < pl.col("effective_until"))
-            & ((pl.col("draws") == "all") | (pl.col("draws") == pl.col("account")))
+            & counts_toward(pl.col("draws"), pl.col("account"))
         )
-        .sort("holder", "slice_start", "account")
+        .sort(_LINE)
     )
     upto = pl.min_horizontal(pl.col("amount").cum_sum().over("holder"), pl.col("committed"))
     return found.with_columns(upto.alias("upto")).with_columns(
@@ -202,31 +210,34 @@ def _settle(now: pl.DataFrame, until: datetime) -> pl.DataFrame:
 
 
 def _less(left: pl.DataFrame, took: pl.DataFrame) -> pl.DataFrame:
-    by = ["holder", "slice_start", "account"]
-    rest = left.join(took.select(*by, "took"), on=by, how="left", validate="1:1")
+    rest = left.join(took.select(*_LINE, "took"), on=_LINE, how="left", validate="1:1")
     return rest.with_columns(pl.col("amount") - pl.col("took").fill_null(pl.lit(0, dtype=SUM))).drop("took")
 
 
-def _last_in_force(overage: pl.DataFrame, tranches: pl.DataFrame) -> pl.DataFrame:
-    """Overage by the tranche in force that ends last, of those that the account counts toward."""
-    by = ["holder", "slice_start", "account"]
+def counts_toward(draws: pl.Expr, account: pl.Expr) -> pl.Expr:
+    """Whether an account is one that a tranche draws: TRANCHES.draws names it, or none."""
+    return (draws.list.len() == 0) | draws.list.contains(account)
+
+
+def overage_by_tranche(overage: pl.DataFrame, tranches: pl.DataFrame) -> pl.DataFrame:
+    """Overage (ELIGIBLE) with the tranche in force that ends last, of those that its account counts toward.
+
+    Columns of ELIGIBLE, with commitment, effective_from and rolled (never). What lies within no tranche is left
+    out.
+    """
     of = tranches.select("holder", "commitment", "effective_from", "effective_until", "draws")
     held = (
         overage.join(of, on="holder")
         .filter(
             (pl.col("slice_start") >= pl.col("effective_from"))
             & (pl.col("slice_start") < pl.col("effective_until"))
-            & ((pl.col("draws") == "all") | (pl.col("draws") == pl.col("account")))
+            & counts_toward(pl.col("draws"), pl.col("account"))
         )
-        .sort(*by, "effective_until", "effective_from", "commitment")
-        .group_by(by, maintain_order=True)
+        .sort(*_LINE, "effective_until", "effective_from", "commitment")
+        .group_by(_LINE, maintain_order=True)
         .last()
     )
-    return (
-        held.with_columns(pl.lit(value=False).alias("rolled"))
-        .group_by(_ITEM)
-        .agg(pl.col("amount").sum().alias("overage"))
-    )
+    return held.with_columns(pl.lit(value=False).alias("rolled"))
 
 
 def pace(drawn: pl.Expr, committed: pl.Expr, elapsed: pl.Expr, term: pl.Expr) -> pl.Expr:
@@ -245,7 +256,7 @@ def continued(eligible: pl.DataFrame, at: datetime, days: int, cut: pl.DataFrame
     """
     recent = (
         eligible.filter(pl.col("slice_start").is_between(at - days * DAY, at, closed="left"))
-        .group_by("holder", "account")
+        .group_by("holder", "account", "part")
         .agg(pl.col("amount").sum().alias("recent"))
     )
     minutes = pl.lit(days * 1440, dtype=SUM)

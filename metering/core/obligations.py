@@ -8,7 +8,7 @@ import polars as pl
 
 from metering.bills.usage_export import UNITS
 from metering.core.closure import bill_on_demand, billing_slices, rate_on_demand, spread
-from metering.core.commitments import ELIGIBLE, TRANCHES, continued, draw_down, pace
+from metering.core.commitments import ELIGIBLE, TRANCHES, continued, counts_toward, draw_down, pace
 from metering.core.effective import with_slice
 from metering.core.recognition import recognised
 from metering.frames import BILL_LINES, INSTANT, SUM, Books, Frame
@@ -89,7 +89,12 @@ def _commitments(served: pl.DataFrame, books: Books, until: datetime, run_rate_d
     terms = _tranches(books)
     if terms.is_empty():
         return OBLIGATIONS.empty()
-    tranches = TRANCHES.conform(terms.select(*TRANCHES.columns))
+    drawn_by = pl.when(pl.col("draws") == "all").then(pl.lit([], dtype=pl.List(pl.String)))
+    tranches = TRANCHES.conform(
+        terms.with_columns(drawn_by.otherwise(pl.concat_list("draws")).alias("draws")).select(
+            *TRANCHES.columns
+        )
+    )
     edges = sorted(
         {*terms["effective_from"], *terms["effective_until"], *terms["roll_over_until"].drop_nulls()}
     )
@@ -103,7 +108,7 @@ def _commitments(served: pl.DataFrame, books: Books, until: datetime, run_rate_d
     rates = (
         eligible.filter(pl.col("slice_start") >= pl.lit(until - days * DAY, dtype=INSTANT))
         .join(tranches.select("holder", "commitment", "draws").unique(), on="holder")
-        .filter((pl.col("draws") == "all") | (pl.col("draws") == pl.col("account")))
+        .filter(counts_toward(pl.col("draws"), pl.col("account")))
         .group_by("holder", "commitment")
         .agg((pl.col("amount").sum() // days).alias("run_rate"))
     )
@@ -225,7 +230,8 @@ def _eligible(
 def _of(terms: pl.DataFrame, amounts: pl.DataFrame) -> pl.DataFrame:
     """The amounts of holders that committed something, summed."""
     sums = amounts.group_by("holder", "slice_start", "account").agg(pl.col("amount").sum())
-    return ELIGIBLE.conform(sums.join(terms.select("holder").unique(), on="holder", how="semi"))
+    held = sums.join(terms.select("holder").unique(), on="holder", how="semi")
+    return ELIGIBLE.conform(held.with_columns(pl.lit(0, dtype=pl.UInt32).alias("part")))
 
 
 def _counted(served: pl.DataFrame, terms: pl.DataFrame, cut: pl.DataFrame) -> pl.DataFrame:
@@ -299,7 +305,7 @@ def _ahead(
         pl.col("quanta").alias("amount"),
     )
     lately = eligible.filter(pl.col("account") == "on_demand")
-    return _of(terms, pl.concat([capacity, continued(lately, until, days, cut)]))
+    return _of(terms, pl.concat([capacity, continued(lately, until, days, cut).drop("part")]))
 
 
 def _pools(books: Books, until: datetime) -> pl.DataFrame:

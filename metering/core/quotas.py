@@ -23,8 +23,10 @@ def quota_use(usage: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame
     ignored. Quantities are numerators over `denominator`. A use beyond exact sums raises BadInput.
     """
     inside = pl.col("minute").is_between(period.start, period.until, closed="left")
-    used = usage.filter(inside).group_by("minute", "provider", "model_served", "region").agg(
-        pl.col("requests", *METERS).sum()
+    used = (
+        usage.filter(inside)
+        .group_by("minute", "provider", "model_served", "region")
+        .agg(pl.col("requests", *METERS).sum())
     )
     denominators = books.quota_weights.select(*_CELL, "denominator").unique()
     minutes = _minutes(books.quotas, denominators, period)
@@ -42,7 +44,9 @@ def quota_use(usage: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame
         .filter(pl.col("quantity") != 0)
         .join(books.quota_weights, on=["quota", "meter"])
     )
-    about = counted.select((pl.col("weight").cast(pl.Float64) * pl.col("quantity").cast(pl.Float64)).abs().sum())
+    about = counted.select(
+        (pl.col("weight").cast(pl.Float64) * pl.col("quantity").cast(pl.Float64)).abs().sum()
+    )
     if (about.item() or 0) > EXACT_MAX / 1_000_000:
         raise BadInput("what counts in a quota is beyond exact sums; use smaller weights")
     burn = counted.group_by(*_CELL, "minute").agg(
@@ -81,7 +85,9 @@ def _minutes(quotas: pl.DataFrame, denominators: pl.DataFrame, period: Period) -
             *_CELL,
             "denominator",
             (pl.col("per_minute").cast(SUM) * pl.col("denominator")).alias("contracted"),
-            pl.datetime_ranges("_start", "_until", interval="1m", closed="left", time_unit="us").alias("minute"),
+            pl.datetime_ranges("_start", "_until", interval="1m", closed="left", time_unit="us").alias(
+                "minute"
+            ),
         )
         .explode("minute", empty_as_null=False)
     )

@@ -35,7 +35,7 @@ slice_start | amount
 
 
 def tranches(text: str, **given: Any) -> pl.DataFrame:
-    defaults = {"holder": "cloud", "commitment": "spend", "draws": "all", "shortfall_rule": "true_up"}
+    defaults = {"holder": "cloud", "commitment": "spend", "shortfall_rule": "true_up"}
     return read(text, TRANCHES, **{**defaults, **given})
 
 
@@ -204,7 +204,7 @@ def _world(dice: Random) -> tuple[pl.DataFrame, pl.DataFrame]:
                     "effective_from": start + timedelta(days=edge),
                     "effective_until": start + timedelta(days=edge + length),
                     "committed": dice.choice([0, 5, 40, 100]),
-                    "draws": dice.choice(["all", "x", "y"]),
+                    "draws": dice.choice([[], ["x"], ["y"], ["x", "y"]]),
                     "shortfall_rule": rule,
                     "roll_over_max": dice.choice([None, 0, 10]),
                     "roll_over_until": expires if rule == "roll_over" else None,
@@ -212,9 +212,16 @@ def _world(dice: Random) -> tuple[pl.DataFrame, pl.DataFrame]:
             )
             edge += length + dice.randint(0, 2)
     spent = [
-        {"holder": holder, "slice_start": start + timedelta(days=day), "account": account, "amount": amount}
+        {
+            "holder": holder,
+            "slice_start": start + timedelta(days=day),
+            "account": account,
+            "part": part,
+            "amount": amount,
+        }
         for day in range(20)
-        for account in ("x", "y")
+        for account in ("x", "y", "z")
+        for part in (1, 2)
         for holder in ("s", "t")
         if (amount := dice.choice([0, 0, 3, 17, 60]))
     ]
