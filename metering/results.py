@@ -324,8 +324,8 @@ WATERFALL: Final = Frame(
         "promotional_credit": SUM,
         "prepaid_credit": SUM,
         "overage_premium": SUM,  # what overage costs above (below: negative) the contract's own prices
-        "shortfall": SUM,  # of commitments, at the end of the tranche, or of what rolled over from it
-        "breakage": SUM,  # prepaid credit that expired, at its expiry
+        "shortfall": SUM,  # due of commitments in arrears, at the end of the tranche, or of what rolled over from it
+        "breakage": SUM,  # paid ahead and never used: prepaid credit at its expiry, a commitment at its end
     },
     key=("quarter_start", "line", "series_id", "customer", "contract", "item", "currency"),
     nullable=frozenset({"series_id", "item"}),
