@@ -30,9 +30,18 @@ SERVERS_FOLDER: Final = Path("var/bench-sandbox")
 RESULTS: Final = Path("var/bench/latest.json")
 _DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin", "capacity")
 #: Those that need no servers.
-_FROM_FILES: Final = frozenset({"margin", "capacity"})
+_FROM_FILES: Final = frozenset({"margin", "capacity", "capacity-tenfold"})
 #: Those that take long, or that only a change of the program asks for.
-PARTS: Final = (*_DEFAULT_PARTS, "grow", "freshness", "scaling", "memory", "batch-index", "profile")
+PARTS: Final = (
+    *_DEFAULT_PARTS,
+    "capacity-tenfold",
+    "grow",
+    "freshness",
+    "scaling",
+    "memory",
+    "batch-index",
+    "profile",
+)
 
 #: Parts that need a ledger with a clean stream in it.
 _ON_CLEAN: Final = frozenset({"ingest", "duplicates", "fold", "verify", "batch-index"})
@@ -214,6 +223,8 @@ def main(given: Sequence[str] | None = None) -> None:
         results.measures += margin.margin_measures(scale.margin_rows, scale.margin_customers, say)
     if "capacity" in parts:
         results.measures += capacity.capacity_measures(scale.pools, scale.entitled_customers, say)
+    if "capacity-tenfold" in parts:
+        results.measures += capacity.capacity_measures(10 * scale.pools, 0, say)
     if not results.measures:
         return
     tables = [measured_table(results.measures), *results.tables]

@@ -1,6 +1,7 @@
 """The month's capacity report of many pools, and who carries their idle, from synthetic rollups: seconds and memory.
 
-A process of its own, so that the memory is its own: `python -m bench.capacity FOLDER POOLS CUSTOMERS`, JSON.
+A process of its own, so that the memory is its own: `python -m bench.capacity FOLDER POOLS CUSTOMERS`, JSON;
+with no customers the capacity report alone, which is read week by week and can so be of ten times as many pools.
 """
 
 import json
@@ -42,7 +43,7 @@ from metering.periods import DAY, MINUTE, Period
 _Numbers = npt.NDArray[np.int64]
 
 _CHILD_SECONDS_MAX: Final = 900.0
-_USAGE_FILE: Final = "pool_usage.parquet"
+_USAGE_FILES: Final = "pool_usage-*.parquet"
 _CUSTOMERS_FILE: Final = "pool_customer_usage.parquet"
 _MODELS: Final = ("lumen-large", "lumen-mini", "lumen-small")
 #: A customer has usage in one of so many minutes, of one model each time; a pool in every minute, of every model.
@@ -70,13 +71,12 @@ class Report:
     cost_peak_bytes: int
 
 
-def synthetic_pool_usage(pools: int, seed: int = 5) -> pl.DataFrame:
-    """POOL_USAGE of a month: every pool burns by each of its models in every minute, about 75 % of what it has."""
-    period = month()
-    minutes = period.minutes
-    places = np.arange(minutes * pools * len(_MODELS), dtype=np.int64)
+def synthetic_pool_usage(pools: int, period: Period, seed: int = 5) -> pl.DataFrame:
+    """POOL_USAGE of a part of the month: every pool burns by each of its models in every minute, about 75 %."""
+    first = (period.start - month().start) // MINUTE
+    places = np.arange(period.minutes * pools * len(_MODELS), dtype=np.int64)
     model, rest = places % len(_MODELS), places // len(_MODELS)
-    return _usage(POOL_USAGE, rest // pools, rest % pools, model, seed, share=1.0)
+    return _usage(POOL_USAGE, first + rest // pools, rest % pools, model, seed + first, share=1.0)
 
 
 def synthetic_customer_usage(pools: int, customers: int, seed: int = 6) -> pl.DataFrame:
@@ -144,7 +144,8 @@ def synthetic_books(pools: int, customers: int) -> Books:
         {
             "customer": [f"customer-{number:05d}" for number in range(customers)],
             "pool": [f"pool-{number % pools:04d}" for number in range(customers)],
-        }
+        },
+        schema={"customer": pl.String, "pool": pl.String},
     )
     return Books(
         1,
@@ -192,7 +193,7 @@ def synthetic_books(pools: int, customers: int) -> Books:
             **span,
             contract="c",
             dimension="all",
-            units=str(_UNITS * pools // customers),
+            units=str(_UNITS * pools // max(customers, 1)),
             stated=None,
         ),
     )
@@ -200,13 +201,17 @@ def synthetic_books(pools: int, customers: int) -> Books:
 
 def write_rollups(folder: Path, pools: int, customers: int) -> None:
     """Make the rollups and leave them in `folder`, so that another process starts with nothing but them."""
-    synthetic_pool_usage(pools).write_parquet(folder / _USAGE_FILE)
-    synthetic_customer_usage(pools, customers).write_parquet(folder / _CUSTOMERS_FILE)
+    for week in month().runs(7 * DAY):
+        usage = synthetic_pool_usage(pools, week)
+        usage.write_parquet(folder / _USAGE_FILES.replace("*", f"{week.start:%d}"))
+        del usage
+    if customers:
+        synthetic_customer_usage(pools, customers).write_parquet(folder / _CUSTOMERS_FILE)
 
 
 def report(folder: Path, pools: int, customers: int) -> Report:
     """Read the rollups of `folder`, make the books, compute; capacity week by week, as its report reads them."""
-    stored = pl.scan_parquet(folder / _USAGE_FILE)
+    stored = pl.scan_parquet(folder / _USAGE_FILES)
     books = synthetic_books(pools, customers)
     reset_peak()
     began = time.perf_counter()
@@ -216,6 +221,9 @@ def report(folder: Path, pools: int, customers: int) -> Report:
     assert summary["burn"].sum() > 0, "what is used burns"
     assert used.unburned.is_empty(), "everything that is used has a weight"
     del used, summary
+    rows = stored.select(pl.len()).collect().item()
+    if not customers:
+        return Report(rows, 0, capacity_seconds, capacity_peak, 0.0, 0)
     usage = stored.collect()
     by_customer = pl.read_parquet(folder / _CUSTOMERS_FILE)
     reset_peak()
@@ -223,9 +231,7 @@ def report(folder: Path, pools: int, customers: int) -> Report:
     made = supply(USAGE.empty(), usage, books, month(), pool_customer_usage=by_customer)
     cost_seconds = time.perf_counter() - began
     assert made.moved["quanta"].sum() == 0, "what some carry is taken from what nobody does"
-    return Report(
-        usage.height, by_customer.height, capacity_seconds, capacity_peak, cost_seconds, peak_bytes()
-    )
+    return Report(rows, by_customer.height, capacity_seconds, capacity_peak, cost_seconds, peak_bytes())
 
 
 def _within(stored: pl.LazyFrame, period: Period) -> pl.DataFrame:
@@ -247,6 +253,11 @@ def capacity_measures(pools: int, customers: int, progress: Progress) -> list[Me
         )
     told = Report(**json.loads(ended.stdout))
     used = f"month capacity, {pools:,} pools, {told.pool_rows:,} rows"
+    if not customers:  # stated, without a goal
+        return [
+            Measure(used, told.capacity_seconds, "s"),
+            Measure(f"{used}: peak memory", mebibytes(told.capacity_peak_bytes), "MiB"),
+        ]
     cost = f"month cost of pools, {customers:,} customers in every {ACTIVE_IN}th minute, {told.customer_rows:,} rows"
     return [
         Measure(used, told.capacity_seconds, "s", SECONDS_MAX, 1.0, "at most"),
