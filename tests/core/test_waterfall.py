@@ -10,6 +10,7 @@ from metering.frames import (
     CREDIT_GRANTS,
     CUSTOMER_COMMITMENTS,
     DISCOUNTS,
+    INSTANT,
     Books,
     Frame,
 )
@@ -50,17 +51,11 @@ def terms(**tables: str | pl.DataFrame) -> Books:
 
 def bought(text: str) -> pl.DataFrame:
     """Usage: dollars of output tokens of a product."""
-    rows = read(text, SPENT, product="large")
-    usage = a.usage(
-        "quarter_start | product | output_tokens\n"
-        + "\n".join(
-            f"{at:%Y-%m-%d %H:%M} | {product} | {dollars * 1_000_000}"
-            for at, product, dollars in rows.group_by("quarter_start", "product")
-            .agg(pl.col("dollars").sum())
-            .iter_rows()
-        )
-    )
-    return usage
+    rows = read(text, SPENT, product="large").select("quarter_start", "product", "dollars")
+    lines = [
+        f"{at:%Y-%m-%d %H:%M} | {product} | {spent * 1_000_000}" for at, product, spent in rows.iter_rows()
+    ]
+    return a.usage("\n".join(["quarter_start | product | output_tokens", *lines]))
 
 
 SPENT = Frame(
@@ -104,3 +99,284 @@ def test_discount_minimum_and_promotion_leave_850_due() -> None:
         """,
     )
     assert sums(done.lines)["due"].item() == 850
+
+
+def test_discounts_of_a_line_of_the_contract_and_fixed_are_taken_in_this_order() -> None:
+    books = terms(
+        discounts="""
+        discount  | kind     | item | ratio | amount
+        code deal | line     | code | 0.20  | -
+        loyalty   | contract | -    | 0.10  | -
+        launch    | fixed    | -    | -     | 100
+        """
+    )
+    spent = bought(
+        """
+        quarter_start    | product | dollars
+        2026-01-05 10:00 | large   | 1_000
+        2026-01-05 10:00 | code    |   500
+        2026-01-06 10:00 | large   |   200
+        """
+    )
+    check(
+        sums(of(spent, books).lines, "quarter_start", "item"),
+        # the fixed 100 goes by what is left: 900, 360 and 180 of 1,440
+        """
+        quarter_start    | item  | gross | line_discount | contract_discount | fixed_discount | net
+        2026-01-05 10:00 | large | 1_000 |             0 |               100 |           62.5 | 837.5
+        2026-01-05 10:00 | code  |   500 |           100 |                40 |             25 | 335
+        2026-01-06 10:00 | large |   200 |             0 |                20 |           12.5 | 167.5
+        """,
+    )
+    # a fixed discount takes no more than there is
+    little = of(bought("quarter_start | dollars\n 2026-01-05 10:00 | 10"), books)
+    check(sums(little.lines), "gross | contract_discount | fixed_discount | net\n 10 | 1 | 9 | 0")
+
+
+def test_a_maximum_caps_and_is_prorated_as_the_minimum_is() -> None:
+    spent = bought("quarter_start | dollars\n 2026-01-20 10:00 | 300\n 2026-01-30 10:00 | 100")
+    capped = of(spent, terms(contract_terms="maximum\n 310"))
+    check(
+        sums(capped.lines, "quarter_start"),
+        """
+        quarter_start    | gross | capped | net
+        2026-01-20 10:00 |   300 |   67.5 | 232.5
+        2026-01-30 10:00 |   100 |   22.5 |  77.5
+        """,
+    )
+    # from the 17th on, 15 of 31 days are covered: 150
+    late = a.contracts("customer\n acme").with_columns(
+        pl.lit(instant("2026-01-17")).cast(INSTANT).alias("effective_from")
+    )
+    part = of(spent, terms(contracts=late, contract_terms="effective_from | maximum\n 2026-01-17 | 310"))
+    assert sums(part.lines)["net"].item() == 150
+    # until the 20th at noon, 3 1/2 of them are
+    cut = of(
+        spent,
+        terms(contracts=late, contract_terms="effective_from | minimum\n 2026-01-17 | 3_100"),
+        until="2026-01-20 12:00",
+    )
+    check(sums(cut.lines), "gross | net | top_up | due\n 300 | 300 | 50 | 350")
+
+
+def test_a_minimum_without_usage_is_topped_up_evenly_by_quarter_hour() -> None:
+    done = of(bought("quarter_start | dollars\n 2025-12-01 | 1"), terms(contract_terms="minimum\n 2_976"))
+    assert done.lines.height == 2976
+    assert done.lines["line"].unique().to_list() == ["top_up"]
+    check(sums(done.lines), "net | top_up | due\n 0 | 2_976 | 2_976")
+    day = of(
+        bought("quarter_start | dollars\n 2025-12-01 | 1"),
+        terms(contract_terms="minimum\n 2_976"),
+        "2026-01-07",
+    )
+    check(sums(day.lines), "top_up\n 96")
+
+
+def test_periods_begin_on_the_anchor_day_of_the_zone_and_days_of_25_hours_are_one_day() -> None:
+    # New York sets its clocks back on 2026-11-01: the period from 15 October is 31 days, 745 hours
+    books = terms(contract_terms="anchor_day | zone | minimum\n 15 | America/New_York | 310")
+    none = bought("quarter_start | dollars\n 2026-06-01 | 0")
+    first = of(none, books, "2026-10-15T04:00..2026-11-15T05:00", "2026-11-15 05:00")
+    assert (first.lines.height, sums(first.lines)["top_up"].item()) == (745 * 4, 310)
+    # two of the days, one of which has 25 hours; then the first half of the 25 hours
+    two = of(none, books, "2026-10-15T04:00..2026-11-02T05:00", "2026-11-02 05:00")
+    assert sums(two.lines)["top_up"].item() == 180
+    half = of(none, books, "2026-10-15T04:00..2026-11-01T16:30", "2026-11-01 16:30")
+    assert sums(half.lines)["top_up"].item() == 175
+
+
+#: Charges of 0.8, 2.5 and 2.9 M in three years.
+THREE_YEARS = """
+quarter_start | dollars
+2026-06-01    |   800_000
+2027-02-01    | 2_000_000
+2027-06-01    |   500_000
+2028-06-01    | 2_900_000
+"""
+RAMP = """
+commitment | effective_from | effective_until | amount    | shortfall_rule
+ramp       | 2026-01-01     | 2027-01-01      | 1_000_000 | {rule}
+ramp       | 2027-01-01     | 2028-01-01      | 2_000_000 | {rule}
+ramp       | 2028-01-01     | 2029-01-01      | 3_000_000 | {rule}
+"""
+
+
+def test_one_term_an_annual_true_up_and_a_roll_over_pay_what_they_should() -> None:
+    spent = bought(THREE_YEARS)
+    whole = ("2026-01-01..2029-01-01", "2029-01-01")
+    one = (
+        "commitment | effective_from | effective_until | amount\n term | 2026-01-01 | 2029-01-01 | 6_000_000"
+    )
+    assert sums(of(spent, terms(commitments=one), *whole).lines)["due"].item() == 6_200_000
+    annual = of(spent, terms(commitments=RAMP.format(rule="true_up")), *whole)
+    assert sums(annual.lines)["due"].item() == 6_500_000
+    check(
+        dollars(annual.lines.filter(pl.col("line") == "commitment")),
+        """
+        quarter_start    | contract | shortfall
+        2026-12-31 23:45 | c        | 200_000
+        2028-12-31 23:45 | c        | 100_000
+        """,
+    )
+    rolled = of(spent, terms(commitments=RAMP.format(rule="roll_over")), *whole)
+    assert sums(rolled.lines)["due"].item() == 6_300_000
+    # a year on its own says the same of itself
+    year = of(spent, terms(commitments=RAMP.format(rule="true_up")), "2028-01-01..2029-01-01", "2029-01-01")
+    assert sums(year.lines)["due"].item() == 3_000_000
+
+
+def test_what_was_paid_ahead_is_drawn_first_and_what_was_not_used_of_it_is_revenue_but_not_due() -> None:
+    books = terms(
+        commitments="""
+        commitment | effective_from | effective_until | amount | paid  | items
+        block      | 2026-01-01     | 2026-01-11      | 500    | ahead | large
+        """,
+        credit_grants="""
+        credit | kind        | effective_from | effective_until | amount | items
+        promo  | promotional | 2026-01-01     | 2026-03-01      |     50 | all
+        older  | prepaid     | 2026-01-01     | -               |     80 | code
+        sooner | prepaid     | 2026-01-02     | 2026-01-21      |    100 | all
+        """,
+    )
+    spent = bought(
+        """
+        quarter_start    | product | dollars
+        2026-01-03 10:00 | large   | 300
+        2026-01-03 10:00 | code    | 120
+        2026-01-12 10:00 | large   |  10
+        2026-01-22 10:00 | code    | 100
+        """
+    )
+    done = of(spent, books)
+    check(
+        sums(done.lines, "quarter_start", "line", "item"),
+        """
+        quarter_start    | line       | item  | net | drawdown | promotional_credit | prepaid_credit | breakage | due
+        2026-01-03 10:00 | usage      | large | 300 |      300 |                  0 |              0 |        0 |   0
+        2026-01-03 10:00 | usage      | code  | 120 |        0 |                 50 |             70 |        0 |   0
+        2026-01-10 23:45 | commitment | -     |   0 |        0 |                  0 |              0 |      200 |   0
+        2026-01-12 10:00 | usage      | large |  10 |        0 |                  0 |             10 |        0 |   0
+        2026-01-20 23:45 | credit     | -     |   0 |        0 |                  0 |              0 |       20 |   0
+        2026-01-22 10:00 | usage      | code  | 100 |        0 |                  0 |             80 |        0 |  20
+        """,
+    )
+    check(
+        done.credits.with_columns(
+            from_quanta(pl.col(name)).alias(name) for name in ("amount", "used", "lapsed", "left")
+        ),
+        """
+        credit | amount | used | lapsed | left
+        promo  |     50 |   50 |      0 |    0
+        older  |     80 |   80 |      0 |    0
+        sooner |    100 |   80 |     20 |    0
+        """,
+    )
+
+
+def test_the_crossing_quarter_hour_is_split_and_overage_costs_what_its_book_says() -> None:
+    dear = a.prices("item | meter | unit_price\n large | output_tokens | 2.5", book="overage")
+    books = terms(
+        price_books=pl.concat([DOLLAR, dear]),
+        discounts="discount | ratio\n loyalty | 0.2",
+        commitments="""
+        commitment | effective_from | effective_until | amount | paid  | overage_book
+        block      | 2026-01-01     | 2026-02-01      | 1_000  | ahead | overage
+        """,
+    )
+    spent = bought(
+        "quarter_start | dollars\n 2026-01-03 10:00 | 1_000\n 2026-01-09 10:00 | 500\n 2026-01-10 10:00 | 10"
+    )
+    check(
+        sums(of(spent, books).lines, "quarter_start"),
+        # of the 400 net of the 9th 200 are overage: half of 500 M at 2.50
+        """
+        quarter_start    | gross | net | drawdown | overage_premium | due
+        2026-01-03 10:00 | 1_000 | 800 |      800 |               0 |   0
+        2026-01-09 10:00 |   500 | 400 |      200 |             425 | 625
+        2026-01-10 10:00 |    10 |   8 |        0 |              17 |  25
+        """,
+    )
+    no_price = terms(
+        commitments="""
+        commitment | effective_from | effective_until | amount | overage_book
+        block      | 2026-01-01     | 2026-02-01      | 1      | missing
+        """
+    )
+    left = of(bought("quarter_start | dollars\n 2026-01-03 10:00 | 3"), no_price)
+    check(sums(left.lines), "net | overage_premium\n 3 | 0")
+    check(left.unrated, "item | meter | quantity | reason\n large | output_tokens | 3_000_000 | no_book")
+
+
+def test_units_that_were_paid_ahead_cover_the_charges_of_their_meters() -> None:
+    prices = a.prices(
+        "item | meter | unit_price\n large | output_tokens | 3\n large | uncached_input_tokens | 1"
+    )
+    books = terms(
+        price_books=prices,
+        commitments="""
+        commitment | effective_from | effective_until | units      | meters        | paid
+        tokens     | 2026-01-01     | 2026-02-01      | 15_000_000 | output_tokens | ahead
+        """,
+    )
+    spent = a.usage(
+        """
+        quarter_start    | uncached_input_tokens | output_tokens
+        2026-01-03 10:00 |             7_000_000 |    10_000_000
+        2026-01-04 10:00 |             1_000_000 |    20_000_000
+        """
+    )
+    done = of(spent, books)
+    check(
+        sums(done.lines, "quarter_start"),
+        """
+        quarter_start    | net | drawdown | due
+        2026-01-03 10:00 |  37 |       30 |   7
+        2026-01-04 10:00 |  61 |       15 |  46
+        """,
+    )
+    check(
+        done.drawdown,
+        """
+        commitment | meters        | committed  | drawdown   | overage
+        tokens     | output_tokens | 15_000_000 | 15_000_000 | 15_000_000
+        """,
+    )
+
+
+def test_prepaid_credit_pays_and_takes_nothing_off_revenue() -> None:
+    books = terms(credit_grants="credit | kind | amount\n paid | prepaid | 500")
+    done = of(bought("quarter_start | dollars\n 2026-01-03 10:00 | 800"), books)
+    check(sums(done.lines), "net | prepaid_credit | breakage | due\n 800 | 500 | 0 | 300")
+
+
+def test_whose_usage_is_read_and_since_when() -> None:
+    contracts = a.contracts("customer | contract\n acme | c\n plain | p")
+    none = terms(contracts=contracts)
+    january = parse_period("2026-03")
+    assert under_terms(none).is_empty()
+    assert reach(none, january, instant("2026-04-01")).is_empty()
+
+    def since(**tables: str) -> tuple[str, str]:
+        rows = reach(terms(contracts=contracts, **tables), january, instant("2026-03-20 10:20"))
+        ((customer, start, until),) = rows.iter_rows()
+        assert customer == "acme"
+        return f"{start:%m-%d %H:%M}", f"{until:%m-%d %H:%M}"
+
+    cut = "03-20 10:15"
+    assert since(discounts="discount | ratio\n loyalty | 0.1") == ("03-01 00:00", cut)
+    assert since(contract_terms="anchor_day | minimum\n 15 | 5") == ("02-15 00:00", cut)
+    tranche = "commitment | effective_from | effective_until | amount\n x | 2026-02-20 | 2026-04-01 | 1"
+    assert since(commitments=tranche) == ("02-20 00:00", cut)
+    # the tranche reaches into a period whose charges hang together, which reaches into another grant
+    assert since(
+        commitments=tranche,
+        contract_terms="anchor_day | maximum\n 15 | 5",
+        credit_grants="credit | effective_from | effective_until | amount\n g | 2026-01-20 | 2026-02-16 | 1",
+    ) == ("01-15 00:00", cut)
+    assert since(
+        credit_grants="""
+        credit | effective_from | effective_until | amount
+        g      | 2026-01-20     | 2026-03-01      | 1
+        h      | 2026-03-01     | -               | 1
+        """
+    ) == ("03-01 00:00", cut)
