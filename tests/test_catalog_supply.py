@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from metering.catalog import CatalogObjects, books, load_folder, plan, read_folder
@@ -903,3 +904,14 @@ def test_what_is_promised_beyond_the_units_of_a_later_step_is_noted_from_there_o
     assert noted("2025-12-01") == [
         f"{start} 2026-01-01T00:00Z on entitlements promise 48.5 accelerator, and 24 are contracted"
     ]
+
+
+def test_what_is_promised_beyond_the_end_of_a_pool_is_not_noted(tmp_path: Path) -> None:
+    """20.5 of 48 units, open, of a pool whose contract ends: then it has none, and nobody is promised them twice."""
+    books_ = books(objects_of(tmp_path), 1)
+    steps = books_.capacity_steps.with_columns(
+        pl.col("effective_until").fill_null(pl.lit(instant("2028-01-01")))
+    )
+    ended = replace(books_, capacity_steps=steps)
+    assert (ended.entitlements["effective_until"].is_null()).any()
+    assert list(oversubscribed(ended, instant("2026-03-10"))) == []

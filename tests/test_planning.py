@@ -30,7 +30,7 @@ from tests.core import example_books
 from tests.ledger_builder import Event, Ledger
 from tests.test_report_commands import CATALOG, apply, pinned
 from tests.text_tables import instant
-from workers.planning import runway, used_share
+from workers.planning import past_order, runway, used_share
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TRACE = CHECKOUT.parent / "shared" / "data" / "azure_llm_2023" / "AzureLLMInferenceTrace_conv.csv"
@@ -330,6 +330,13 @@ def test_a_pool_is_full_in_the_week_that_growth_of_a_tenth_brings() -> None:
     full = runway(rows, books, "block", cut, Decimal("0.05"), 365)
     assert full.full_on == date(2026, 7, 27)  # the ninth week begins
     assert runway(rows, books, "block", cut, Decimal("0.05"), 20).full_on is None
+    # with 30 days of lead time ordered on 27 June at the latest, and it is 6 July already
+    order_by = date(2026, 6, 27)
+    assert list(past_order("block", order_by, cut.until.date())) == [
+        "block: the day to order by, 2026-06-27, is past: ordered on 2026-07-06, units come 9 days after the pool "
+        "is full; until then it spills"
+    ]
+    assert not list(past_order("block", order_by, order_by))
 
 
 def test_used_is_of_all_that_is_contracted_in_the_fullest_dimension() -> None:

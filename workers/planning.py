@@ -1,6 +1,6 @@
 """Planning the supply: recorded minutes are read, the core sizes pools or replays a scenario, a report is laid out."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -27,7 +27,7 @@ from metering.core.planning import (
 )
 from metering.core.recognition import recognised
 from metering.delivery import columns
-from metering.delivery.report import Provenance, Report, choose_by, select
+from metering.delivery.report import Column, Provenance, Report, choose_by, select
 from metering.errors import BadInput
 from metering.frames import Books
 from metering.money import MONEY, QUANTUM, RATIO
@@ -201,6 +201,15 @@ def _available(
         yield float(units * int(str(step[0]["unit_burn_per_minute"])))
 
 
+def past_order(pool: str, order_by: date | None, known_until: date) -> Iterator[str]:
+    """A sentence where the day to order by lies before the day until which usage is known."""
+    if order_by is not None and order_by < known_until:
+        yield (
+            f"{pool}: the day to order by, {order_by}, is past: ordered on {known_until}, units come "
+            f"{(known_until - order_by).days} days after the pool is full; until then it spills"
+        )
+
+
 @dataclass(frozen=True)
 class Planned:
     """What is known of one pool: its size and curve (None: no units in force), its demand, its runway."""
@@ -238,12 +247,20 @@ class CapacityPlan:
         words = choose_by(text, ("pool", "size"), ("pool",), "the plan")
         if len(words) > 1:
             raise BadInput("--by names pool and size; give one of them")
-        return self._by_pool() if words == ("pool",) else self._by_size()
+        if words == ("pool",):
+            return self._report("plan", "Sizes of the pools", columns.PLAN, self._rows)
+        title = "Cost of the recorded demand at every size"
+        return self._report("cost_curve", title, columns.COST_CURVE, self._curves)
 
     @cached_property
     def _rows(self) -> pl.DataFrame:
         rows = [self._row(pool, made, made.sized) for pool, made in self.pools.items() if made.sized]
         return pl.DataFrame(rows, schema=dict(_PLAN))
+
+    @property
+    def _curves(self) -> pl.DataFrame:
+        curves = [made.sized.curve for made in self.pools.values() if made.sized]
+        return pl.concat([COST_CURVE.empty(), *curves])
 
     def _row(self, pool: str, made: Planned, sized: Sized) -> dict[str, object]:
         terms = self.books.pools.row(by_predicate=pl.col("pool") == pool, named=True)
@@ -258,9 +275,6 @@ class CapacityPlan:
         denominator = made.demand["denominator"][0]
         on_demand = None if one is None else on_demand_unit_cost(sized.sizing, one)
         even = break_even(sized.sizing)
-        order_by = None
-        if made.runway.full_on is not None and terms["lead_time_days"] is not None:
-            order_by = made.runway.full_on - timedelta(days=terms["lead_time_days"])
         cost_today, cost_best = today.get("cost"), best.get("cost")
         both = isinstance(cost_today, Decimal) and isinstance(cost_best, Decimal)
         return {
@@ -286,40 +300,27 @@ class CapacityPlan:
             "above_best_ratio": best.get("above_ratio"),
             "spill_best_ratio": best.get("spill_ratio"),
             "runway_date": made.runway.full_on,
-            "order_by_date": order_by,
+            "order_by_date": self._order_by(pool, made.runway),
             "forecast": made.runway.made.method if made.runway.made else None,
             "lower_bound": not self.refused.get(pool) or bool(self.unknown.get(pool)),
             "currency": sized.sizing.currency,
         }
 
-    def _by_pool(self) -> Report:
-        rows = self._rows
-        currencies = rows["currency"].unique().to_list()
-        laid_out = select(columns.PLAN, rows.columns)
-        if len(currencies) == 1:
-            laid_out = columns.in_currency(laid_out, currencies[0])
-        return Report(
-            name="plan",
-            title="Sizes of the pools",
-            columns=laid_out,
-            rows=rows,
-            total=rows.clear(),
-            provenance=self.provenance,
-            notes=tuple(self._notes()),
-            empty="no pool has units in force at the end of the complete part of the period",
-        )
+    def _order_by(self, pool: str, found: Runway) -> date | None:
+        """The last day on which an order arrives before the pool is full; None where it is not, or nobody knows."""
+        days = self.books.pools.row(by_predicate=pl.col("pool") == pool, named=True)["lead_time_days"]
+        if found.full_on is None or days is None:
+            return None
+        return found.full_on - timedelta(days=days)
 
-    def _by_size(self) -> Report:
-        rows = pl.concat(
-            [COST_CURVE.empty(), *(made.sized.curve for made in self.pools.values() if made.sized)]
-        )
+    def _report(self, name: str, title: str, catalogue: Sequence[Column], rows: pl.DataFrame) -> Report:
         currencies = rows["currency"].unique().to_list()
-        laid_out = select(columns.COST_CURVE, rows.columns)
+        laid_out = select(catalogue, rows.columns)
         if len(currencies) == 1:
             laid_out = columns.in_currency(laid_out, currencies[0])
         return Report(
-            name="cost_curve",
-            title="Cost of the recorded demand at every size",
+            name=name,
+            title=title,
             columns=laid_out,
             rows=rows,
             total=rows.clear(),
@@ -353,6 +354,7 @@ class CapacityPlan:
             if made.sized.estimated:
                 yield f"{pool}: no bill covers all of the period yet; its cost is what the contract says"
             yield f"{pool}: {self._runway_said(made.runway)}"
+            yield from past_order(pool, self._order_by(pool, made.runway), self.provenance.cut.until.date())
 
     def _runway_said(self, found: Runway) -> str:
         made = found.made
