@@ -421,6 +421,65 @@ UNRATED: Final = Frame(
     laws={"a quantity or an amount": pl.col("quantity").is_not_null() | pl.col("amount").is_not_null()},
 )
 
+#: What a period's margin is made of (core.cells): sums of one thing at one place, in the currency agreed. The
+#: amounts are counts of money.QUANTUM; gross differs from amount where a charge was discounted.
+CELLS: Final = Frame(
+    "CELLS",
+    {
+        "of": pl.String,  # charge | cost | unused (capacity) | fee | ... (other revenue, by its name)
+        "customer": pl.String,  # null: capacity that nobody used
+        "provider": pl.String,  # of a cost
+        "item": pl.String,  # the product sold; of a cost the model served; of a fee its name
+        "tier": pl.String,
+        "region": pl.String,
+        "context_breakpoint": pl.Int32,
+        "meter": pl.String,  # of unused capacity the dimension
+        "place": pl.String,  # of a cost: the pool that served it, or on_demand; of unused capacity the pool
+        "currency": pl.String,
+        "quantity": SUM,  # of the meter; of unused capacity burn
+        "gross": SUM,
+        "amount": SUM,
+    },
+    key=(
+        *("of", "customer", "provider", "item", "tier", "region", "context_breakpoint", "meter", "place"),
+        "currency",
+    ),
+    nullable=frozenset(
+        {"customer", "provider", "item", "tier", "region", "context_breakpoint", "meter", "place"}
+    ),
+)
+#: What a unit of a pool's capacity cost at full rate: recognised / contracted (burn numerators).
+FULL_RATES: Final = Frame(
+    "FULL_RATES",
+    {
+        "pool": pl.String,
+        "dimension": pl.String,
+        "currency": pl.String,
+        "recognised": SUM,  # count of money.QUANTUM
+        "contracted": SUM,
+        "denominator": pl.Int64,
+    },
+    key=("pool", "dimension", "currency"),
+)
+#: How much each customer used in a period, every attempt.
+USED_BY: Final = Frame("USED_BY", {"customer": pl.String, "tokens": SUM, "requests": SUM}, key=("customer",))
+#: The parts of a change of margin: of a customer (null: capacity that nobody used) and term.
+BRIDGE: Final = Frame(
+    "BRIDGE",
+    {
+        "customer": pl.String,
+        "place": pl.Int64,  # of the term, in the order of replacement
+        "term": pl.String,
+        "revenue": MONEY,
+        "cost": MONEY,
+        "margin": MONEY,
+        "currency": pl.String,
+    },
+    key=("customer", "place"),
+    nullable=frozenset({"customer"}),
+    laws={"margin = revenue - cost": pl.col("margin") == pl.col("revenue") - pl.col("cost")},
+)
+
 
 def margin_frame(by: Sequence[str]) -> Frame:
     """The declaration of a margin table by some of MARGIN_BY: keys, who the customer is, amounts, margin.

@@ -125,6 +125,38 @@ def capacity(
 
 
 @app.command()
+def bridge(
+    old: Annotated[
+        str, typer.Option("--from", metavar="PERIOD", help="The period to start from, as for --period.")
+    ],
+    new: Annotated[str, typer.Option("--to", metavar="PERIOD", help="The period to arrive at.")],
+    as_of: AsOf = None,
+    by: Annotated[str | None, _by("term; customer, for the terms of each", "term")] = None,
+    segment: Annotated[
+        str | None,
+        typer.Option("--segment", metavar="NAME", help="Of one segment's customers.", show_default=False),
+    ] = None,
+    customer: Annotated[
+        str | None,
+        typer.Option("--customer", metavar="NAME", help="Of one customer.", show_default=False),
+    ] = None,
+    form: Format = "table",
+    output: Output = None,
+) -> None:
+    """What moved the margin between two periods: volume, mix, price, discounts, fees, supplier price, utilization."""
+    from workers.bridging import bridge_report
+
+    start = read_period(old)
+    _run(
+        new,
+        as_of,
+        form,
+        output,
+        lambda c, s, p, w: bridge_report(c, s, start, p, w, by=by, segment=segment, customer=customer),
+    )
+
+
+@app.command()
 def unrated(
     period: PeriodOption = None,
     as_of: AsOf = None,

@@ -313,6 +313,16 @@ WHAT_IF: Final = _columns(
     ("change", "money", "change", "", 0),
 )
 
+#: What moved the margin between two periods (`report bridge`).
+BRIDGE: Final = _columns(
+    ("customer", "text", "customer", "", 0),
+    ("term", "text", "", "", 0),
+    ("revenue", "money", "revenue", "", 0),
+    ("cost", "money", "cost", "", 0),
+    ("margin", "money", "margin", "", 0),
+    ("currency", "text", "currency", "", 9),
+)
+
 
 def in_currency(columns: Sequence[Column], currency: str) -> tuple[Column, ...]:
     """The columns with the report's currency as the unit of their amounts."""

@@ -1,0 +1,228 @@
+"""Cells: what a period's revenue and cost were made of, per customer, in the currency that it was agreed in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import polars as pl
+
+from metering.core.allocation import served_costs
+from metering.core.capacity import weigh
+from metering.core.costs import Part, Supply, parts
+from metering.core.effective import edges, slices, with_slice
+from metering.core.fees import fees_earned
+from metering.core.flows import carve_outs, in_pool
+from metering.core.rating import charges, on_demand_costs
+from metering.frames import SUM, Books
+from metering.meters import METERS, TOKEN_METERS
+from metering.money import split_largest_remainder, to_quanta
+from metering.results import CELLS, FULL_RATES, USED_BY
+
+_SOLD: Final = ("customer", "product", "tier_sold", "region", "context_breakpoint")
+_SERVED: Final = ("customer", "provider", "model_served", "tier_served", "region", "context_breakpoint")
+#: Where usage ran that no pool carried the cost of.
+ON_DEMAND: Final = "on_demand"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """cells: results.CELLS; full: results.FULL_RATES; used: results.USED_BY."""
+
+    cells: pl.DataFrame
+    full: pl.DataFrame
+    used: pl.DataFrame
+
+
+def cells(usage: pl.DataFrame, made: Supply, books: Books) -> Cells:
+    """Everything that the margin of a period is made of, summed to cells of one price.
+
+    usage: frames.USAGE of at least the period of `made`. A charge is a cell of what was sold and one meter; a
+    cost one of what was served, one meter and where it ran: what a pool served in a quarter hour goes to series
+    by burn (core.allocation) and within a series to its meters by theirs, largest remainder first. Capacity that
+    nobody used is a cell of its pool and dimension. What has no price or cost has a quantity and no amount: it
+    is in no cell. Cells of one currency sum to the margin lines' amounts in it, exactly.
+    """
+    found = [CELLS.empty()]
+    used = [USED_BY.empty()]
+    for part in parts(usage, made, books):
+        found += [_charges(part, books), *_costs(part, made, books), _fees(part, books)]
+        served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
+        tokens = pl.sum_horizontal(pl.col(meter).cast(SUM) for meter in TOKEN_METERS).cast(SUM)
+        used.append(
+            part.sliced.filter(served)
+            .group_by("customer")
+            .agg(tokens.sum().alias("tokens"), pl.col("requests").sum().cast(SUM))
+        )
+    found.append(_unused(made))
+    key = list(CELLS.key)
+    summed = pl.concat(found).group_by(key).agg(pl.col("quantity", "gross", "amount").sum())
+    by_customer = pl.concat(used).group_by("customer").agg(pl.col("tokens", "requests").sum())
+    return Cells(CELLS.conform(summed), _full_rates(made), USED_BY.conform(by_customer))
+
+
+def _cell(rows: pl.DataFrame, of: str, **named: pl.Expr) -> pl.DataFrame:
+    """Rows in the shape of results.CELLS; what is not named is null, the quantity 0 and gross the amount."""
+    rows = rows.with_columns(pl.lit(of).alias("of"), *(each.alias(name) for name, each in named.items()))
+    if "gross" not in rows.columns:
+        rows = rows.with_columns(pl.col("amount").alias("gross"))
+    if "quantity" not in rows.columns:
+        rows = rows.with_columns(pl.lit(0, dtype=SUM).alias("quantity"))
+    return rows.select(
+        pl.col(name).cast(dtype) if name in rows.columns else pl.lit(None, dtype=dtype).alias(name)
+        for name, dtype in CELLS.columns.items()
+    )
+
+
+def _charges(part: Part, books: Books) -> pl.DataFrame:
+    rated, _ = charges(part.sliced, books)
+    rows = rated.group_by(*_SOLD, "meter", "currency").agg(
+        pl.col("quantity").sum(), to_quanta(pl.col("amount")).sum().alias("amount")
+    )
+    return _cell(rows, "charge", item=pl.col("product"), tier=pl.col("tier_sold"))
+
+
+def _fees(part: Part, books: Books) -> pl.DataFrame:
+    rows = (
+        fees_earned(books.fees, part.cut)
+        .group_by("customer", "fee", "currency")
+        .agg(to_quanta(pl.col("amount")).sum().alias("amount"))
+    )
+    return _cell(rows, "fee", item=pl.col("fee"))
+
+
+def _costs(part: Part, made: Supply, books: Books) -> Iterator[pl.DataFrame]:
+    bought, _ = on_demand_costs(part.sliced, books)
+    rows = bought.group_by(*_SERVED, "meter", "currency").agg(
+        pl.col("quantity").sum(), to_quanta(pl.col("amount")).sum().alias("amount")
+    )
+    yield _cell(
+        rows,
+        "cost",
+        item=pl.col("model_served"),
+        tier=pl.col("tier_served"),
+        place=pl.lit(ON_DEMAND),
+    )
+    by_series = pool_cost_by_meter(part, made, books)
+    rows = (
+        by_series.join(part.known.series, on="series_id", validate="m:1")
+        .group_by(*_SERVED, "pool", "meter", "currency")
+        .agg(pl.col("quantity", "amount").sum())
+    )
+    yield _cell(rows, "cost", item=pl.col("model_served"), tier=pl.col("tier_served"), place=pl.col("pool"))
+
+
+def pool_cost_by_meter(part: Part, made: Supply, books: Books) -> pl.DataFrame:
+    """What each series cost in its pool, by meter: series_id, meter, currency, quantity, amount in quanta."""
+    first, last = pl.lit(part.cut["slice_start"].min()), pl.lit(part.cut["slice_until"].max())
+    costs = made.pool_cost.filter(pl.col("quarter_start").is_between(first, last, closed="left"))
+    minutes = made.capacity.utilization.filter(pl.col("minute").is_between(first, last, closed="left"))
+    series = part.known.series.filter(
+        in_pool(pl.col("ran_on"), pl.col("counts_for")) & pl.col("pool").is_not_null()
+    )
+    series = series.filter(~pl.col("pool").is_in(carve_outs(books).implode()))
+    bought = minutes.select("pool", pl.col("minute").dt.truncate("15m").alias("quarter_start")).unique()
+    rows = (
+        part.known.rows.join(series.select("series_id", "pool"), on="series_id", validate="m:1")
+        .join(bought, on=["pool", "quarter_start"], how="semi")
+        .select("quarter_start", "series_id", "pool", *METERS)
+    )
+    grid = minutes.select("pool", "dimension").unique()
+    tables = books.burndown.join(grid, on=["pool", "dimension"], how="semi"), books.multipliers
+    weighed, _ = weigh(rows, series, *tables, at="quarter_start")
+    served = served_costs(
+        weighed.join(series.select("series_id", "pool"), on="series_id", validate="m:1"), costs, minutes
+    )
+    served = (
+        served.group_by("series_id", "dimension", "currency")
+        .agg(pl.col("cost").sum())
+        .with_row_index("_group")
+    )
+    burned = _burn_by_meter(rows, series, *tables, made, books)
+    split = split_largest_remainder(
+        served.join(burned, on=["series_id", "dimension"]),
+        group=["_group"],
+        total="cost",
+        weight="burn",
+        tie_break=["meter"],
+        into="amount",
+    )
+    quantities = rows.group_by("series_id").agg(pl.col(METERS).cast(SUM).sum())
+    quantities = quantities.unpivot(
+        METERS, index="series_id", variable_name="meter", value_name="quantity"
+    ).filter(pl.col("quantity") != 0)
+    amounts = split.group_by("series_id", "meter", "currency").agg(pl.col("amount").sum())
+    # a meter that burns nothing costs nothing, and goes on to be counted where it ran
+    found = quantities.join(amounts, on=["series_id", "meter"], how="full", coalesce=True)
+    own = series.join(books.pools.select("pool", pl.col("currency").alias("_own")), on="pool", how="left")
+    return (
+        found.join(own.select("series_id", "_own"), on="series_id", how="left", validate="m:1")
+        .with_columns(
+            pl.coalesce("currency", "_own").alias("currency"),
+            pl.col("quantity", "amount").fill_null(0),
+        )
+        .filter(pl.col("currency").is_not_null())
+        .select("series_id", "meter", "currency", "quantity", "amount")
+    )
+
+
+def _burn_by_meter(
+    rows: pl.DataFrame,
+    series: pl.DataFrame,
+    burndown: pl.DataFrame,
+    multipliers: pl.DataFrame,
+    made: Supply,
+    books: Books,
+) -> pl.DataFrame:
+    """Burn of each series, dimension and meter: what `weigh` says of each meter alone."""
+    cut = slices(made.period, edges([books.burndown, books.multipliers]))
+    sums = (
+        with_slice(rows, cut, at="quarter_start")
+        .group_by("slice_start", "series_id")
+        .agg(pl.col(METERS).cast(SUM).sum())
+    )
+    found = []
+    for meter in METERS:
+        alone = sums.filter(pl.col(meter) != 0).with_columns(
+            pl.lit(0, dtype=SUM).alias(other) for other in METERS if other != meter
+        )
+        weighed, _ = weigh(alone, series, burndown, multipliers, at="slice_start")
+        found.append(
+            weighed.group_by("series_id", "dimension")
+            .agg(pl.col("burn").sum())
+            .with_columns(pl.lit(meter).alias("meter"))
+        )
+    return pl.concat(found).filter(pl.col("burn") != 0)
+
+
+def _unused(made: Supply) -> pl.DataFrame:
+    """What nobody used: undelivered, carved out, idle, in burn and in cost."""
+    here = ["pool", "dimension"]
+    unused = pl.col("undelivered") + pl.col("carved_out") + pl.col("idle")
+    quantities = made.capacity.utilization.group_by(here).agg(unused.sum().alias("quantity"))
+    amount = pl.sum_horizontal(
+        to_quanta(pl.col(f"{part}_cost")) for part in ("undelivered", "carved_out", "idle")
+    )
+    rows = (
+        made.pool_cost.group_by(*here, "currency")
+        .agg(amount.sum().cast(SUM).alias("amount"))
+        .join(quantities, on=here, how="left", validate="m:1")
+        .with_columns(pl.col("quantity").fill_null(0))
+    )
+    return _cell(rows, "unused", place=pl.col("pool"), meter=pl.col("dimension"))
+
+
+def _full_rates(made: Supply) -> pl.DataFrame:
+    here = ["pool", "dimension"]
+    bought = made.capacity.utilization.group_by(here).agg(pl.col("contracted").sum())
+    rows = (
+        made.pool_cost.group_by(*here, "currency")
+        .agg(to_quanta(pl.col("recognised_cost")).sum().alias("recognised"))
+        .join(bought, on=here, how="left", validate="m:1")
+        .with_columns(pl.col("contracted").fill_null(0))
+    )
+    denominators = made.capacity.utilization.group_by(here).agg(pl.col("denominator").first())
+    return FULL_RATES.conform(
+        rows.join(denominators, on=here, how="left", validate="m:1").with_columns(
+            pl.col("denominator").fill_null(1)
+        )
+    )
