@@ -94,7 +94,9 @@ def margin(
 
 def _part(part: Part, books: Books, reporting_currency: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     charged, uncharged = charges(part.sliced, books)
-    fees = fees_earned(books.fees, part.cut).with_columns(to_quanta(pl.col("amount")).alias("quanta"))
+    fees = fees_earned(books.fees, books.contract_terms, part.cut).with_columns(
+        to_quanta(pl.col("amount")).alias("quanta")
+    )
     flows = pl.concat(
         [
             part.flows,

@@ -132,8 +132,8 @@ def _books(dice: Random) -> Books:
                     **span,
                     "kind": "plan",
                     "amount": _fee(dice),
-                    "quantity": 1,
-                    "per": "month",
+                    "quantity": dice.choice([1, 1, 3]),
+                    "per": dice.choice(["month", "month", "year", *(["span"] if until else [])]),
                     "currency": dice.choice(["USD", "USD", "EUR"]),
                 }
             )

@@ -111,13 +111,13 @@ def draw_down(tranches: list[Row], eligible: list[Row], until: datetime) -> dict
     turns = sorted(
         items, key=lambda i: (i["effective_until"], i["effective_from"], i["commitment"], i["rolled"])
     )
-    for row in sorted(eligible, key=lambda r: (r["slice_start"], r["account"])):
+    for row in sorted(eligible, key=lambda r: (r["slice_start"], r["account"], r["part"])):
         left = row["amount"] if row["slice_start"] < until else 0
         for item in turns:
             if (
                 item["holder"] == row["holder"]
                 and item["effective_from"] <= row["slice_start"] < item["effective_until"]
-                and item["draws"] in ("all", row["account"])
+                and (not item["draws"] or row["account"] in item["draws"])
             ):
                 item["reached"] += left
                 now = min(item["reached"], committed(item))

@@ -18,11 +18,12 @@ from tests.oracle.supply import (
     Book,
     Key,
     Row,
-    billed,
     burn_of,
     by_part,
     cost_book,
     holds,
+    minutes_between,
+    month_after,
     month_of,
     quanta,
     quarters,
@@ -34,14 +35,21 @@ from tests.oracle.supply import (
 
 
 def earned(fee: Row, at: datetime) -> int:
-    """Quanta of a customer's monthly fee in a quarter hour: the difference of two floors."""
-    monthly = {
-        "amount": fee["amount"],
-        "per": "month",
-        "effective_from": month_of(at),
-        "effective_until": None,
-    }
-    return billed(monthly, at + QUARTER) - billed(monthly, at)
+    """Quanta of a customer's fee in a quarter hour: the difference of two floors. Months and years are of UTC."""
+    amount = quanta(fee["amount"]) * fee["quantity"]
+    start, end = month_of(at), month_after(at)
+    if fee["per"] == "span":
+        start, end = fee["effective_from"], fee["effective_until"]
+    elif fee["per"] == "year":
+        # no world begins a fee on a 29 February
+        start = fee["effective_from"].replace(hour=0, minute=0)
+        while (end := start.replace(year=start.year + 1)) <= at:
+            start = end
+    length = minutes_between(start, end)
+    return (
+        amount * minutes_between(start, at + QUARTER) // length
+        - amount * minutes_between(start, at) // length
+    )
 
 
 def margin(

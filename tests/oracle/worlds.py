@@ -512,7 +512,7 @@ def commitments(seed: int) -> tuple[pl.DataFrame, pl.DataFrame, datetime]:
                         "effective_from": START + timedelta(days=since),
                         "effective_until": START + timedelta(days=until),
                         "committed": dice.choice([0, dice.randint(0, 100)]),
-                        "draws": dice.choice(["all", "on_demand", "capacity"]),
+                        "draws": dice.choice([[], ["on_demand"], ["capacity"], ["capacity", "on_demand"]]),
                         "roll_over_max": dice.choice([None, dice.randint(0, 50)]),
                         "roll_over_until": dice.choice(
                             [None, START + timedelta(days=dice.randint(until, 40))]
@@ -525,6 +525,7 @@ def commitments(seed: int) -> tuple[pl.DataFrame, pl.DataFrame, datetime]:
                     "holder": holder,
                     "slice_start": START + timedelta(days=day),
                     "account": account,
+                    "part": 0,
                     "amount": dice.randint(0, 30),
                 }
                 for account in dice.sample(["on_demand", "capacity"], dice.randint(1, 2))
