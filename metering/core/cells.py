@@ -83,7 +83,7 @@ def _charges(part: Part, books: Books) -> pl.DataFrame:
 
 def _fees(part: Part, books: Books) -> pl.DataFrame:
     rows = (
-        fees_earned(books.fees, part.cut)
+        fees_earned(books.fees, books.contract_terms, part.cut)
         .group_by("customer", "fee", "currency")
         .agg(to_quanta(pl.col("amount")).sum().alias("amount"))
     )

@@ -233,7 +233,7 @@ def test_commitments_by_one_term_by_year_and_with_roll_over(rule: str, edges: in
         {
             "holder": "h",
             "commitment": "c",
-            "draws": "all",
+            "draws": [],
             "shortfall_rule": rule,
             "committed": size,
             "roll_over_max": None,
@@ -244,7 +244,7 @@ def test_commitments_by_one_term_by_year_and_with_roll_over(rule: str, edges: in
         for place, size in enumerate(sizes)
     ]
     spent = [
-        {"holder": "h", "account": "a", "slice_start": START + place * year, "amount": amount}
+        {"holder": "h", "account": "a", "part": 0, "slice_start": START + place * year, "amount": amount}
         for place, amount in enumerate([800, 2_500, 2_900])
     ]
     drawn = closing.draw_down(tranches, spent, START + 4 * year)
