@@ -169,6 +169,37 @@ ON_DEMAND_USAGE: Final = Frame(
     key=("minute", "provider", "model_served", "region"),
 )
 
+#: Usage per minute of what counts for charge, by who used it: what limits are counted in. A charge that was taken
+#: back gives room back.
+LIMIT_USAGE: Final = Frame(
+    "LIMIT_USAGE",
+    {
+        "minute": INSTANT,
+        "customer": pl.String,
+        "product": pl.String,
+        "project": pl.String,  # '' where not said
+        "seat": pl.String,
+        **SUMS,
+    },
+    key=("minute", "customer", "product", "project", "seat"),
+)
+#: Requests that were turned away by a limit, once each: the first such refusal of every customer and request_id.
+LIMIT_REFUSED: Final = Frame(
+    "LIMIT_REFUSED",
+    {
+        "occurred_at": INSTANT,
+        "customer": pl.String,
+        "request_id": pl.String,
+        "product": pl.String,  # null: not said
+        "project": pl.String,
+        "seat": pl.String,
+        "estimated_input_tokens": pl.Int32,
+        "estimated_output_tokens": pl.Int32,
+    },
+    key=("customer", "request_id"),
+    nullable=frozenset({"product", "project", "seat", "estimated_input_tokens", "estimated_output_tokens"}),
+)
+
 # ---- books: what the catalog says, as of one revision -------------------------------------------------
 
 _SPAN: Final = {"effective_from": INSTANT, "effective_until": INSTANT}
