@@ -80,6 +80,22 @@ def multiply_divide(
     return quotient, remainder
 
 
+def multiply_floor(factor: pl.Expr, weight: pl.Expr, weights: pl.Expr) -> tuple[pl.Expr, pl.Expr]:
+    """floor(factor x weight / weights) and its remainder (0 <= remainder < weights), of any sign, exactly.
+
+    Needs |factor| < 2**120 and 0 < weights <= EXACT_MAX; |factor| x floor(|weight| / weights) must fit Int128.
+    """
+    whole, part = weight // weights, weight % weights
+    quotient, remainder = multiply_divide(factor.abs(), part, weights)
+    left = remainder > 0
+    below = _int128(0) - quotient - left.cast(pl.Int128)
+    negative = factor < 0
+    return (
+        factor * whole + pl.when(negative).then(below).otherwise(quotient),
+        pl.when(negative & left).then(weights - remainder).otherwise(remainder),
+    )
+
+
 def split_largest_remainder(
     frame: pl.DataFrame, *, group: list[str], total: str, weight: str, tie_break: list[str], into: str
 ) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """Rating: quantity x the price in force when it occurred; one function for what we earn and what we pay."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -82,11 +83,17 @@ def charges(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFra
     accelerator_ms is a capacity meter: charged where the book prices it. Without a price it is unrated only of
     a product that is sold by time: that the book in question (any, where none could be named) ever prices so.
     """
+    return charge(sold_lines(usage, books), books)
+
+
+def sold_lines(usage: pl.DataFrame, books: Books, meters: Sequence[str] = METERS) -> pl.DataFrame:
+    """What `charges` counts of usage, one line per row and meter: with the contract in force, its price book, and
+    the reason where there is none (unknown_customer, no_contract). meters: which become lines."""
     sold = usage.filter(pl.col("counts_for").is_in(["charge_and_cost", "charge"]))
     who = sold.select("quarter_start", "customer").unique()
     known = books.customers.select("customer", "effective_from", "effective_until", "kind")
     bound = books.contracts.select(
-        "customer", "effective_from", "effective_until", pl.col("price_book").alias("book")
+        "customer", "effective_from", "effective_until", "contract", pl.col("price_book").alias("book")
     )
     who = in_force(who, known, at="quarter_start", by=["customer"])
     who = in_force(who, bound, at="quarter_start", by=["customer"])
@@ -97,12 +104,29 @@ def charges(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFra
         .then(pl.lit("no_contract"))
         .alias("reason")
     ).drop("kind")
-    lines = _lines(sold, item="product", tier="tier_sold").join(
+    return _lines(sold, item="product", tier="tier_sold", meters=meters).join(
         who, on=["quarter_start", "customer"], how="left", validate="m:1"
     )
+
+
+def charge(lines: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rate `sold_lines` at the unit prices of their books: (rated, unrated), as `charges` says."""
     rated, unrated = _rate(lines, books.price_books, {"no_book": "no_price_book"})
+    ruled = books.price_rules.select("book", "item", pl.col("meters").str.split(","))
+    has_rules = pl.col("book").is_in(ruled["book"].unique().implode())
+    unrated = unrated.with_columns(
+        pl.when((pl.col("reason") == "no_price_book") & has_rules)
+        .then(pl.lit("no_price"))
+        .otherwise(pl.col("reason"))
+        .alias("reason")
+    )
     time = pl.col("meter") == _TIME
-    sold_by_time = books.price_books.filter(time).select("book", "item").unique()
+    sold_by_time = pl.concat(
+        [
+            books.price_books.filter(time).select("book", "item"),
+            ruled.filter(pl.col("meters").list.contains(_TIME)).select("book", "item"),
+        ]
+    ).unique()
     in_a_book = pl.col("reason") == "no_price"
     missing = [
         unrated.filter(~time),
@@ -157,14 +181,14 @@ def _at_cost_books(bought: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl
     return rated, pl.concat([unrated.filter(~time), silent])
 
 
-def _lines(usage: pl.DataFrame, *, item: str, tier: str) -> pl.DataFrame:
+def _lines(usage: pl.DataFrame, *, item: str, tier: str, meters: Sequence[str] = METERS) -> pl.DataFrame:
     """One line per row and meter with a quantity; `item` and `tier` keep their own columns too."""
     return pl.concat(
         [
             usage.filter(pl.col(meter) != 0)
             .with_columns(pl.lit(meter).alias("meter"), pl.col(meter).cast(SUM).alias("quantity"))
-            .drop(METERS)
-            for meter in METERS
+            .drop({*METERS, *meters})
+            for meter in meters
         ]
     ).with_columns(pl.col(item).alias("item"), pl.col(tier).alias("tier"))
 

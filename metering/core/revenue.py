@@ -9,14 +9,11 @@ import polars as pl
 
 from metering.core.contract_periods import reset_edges, terms_of_contracts
 from metering.core.drawing import FOR_EVER, GRANTS_DRAWN, TRANCHES_DRAWN, commitment_terms
-from metering.core.effective import in_force
-from metering.core.rating import charges
-from metering.core.series import identify
+from metering.core.pricing import gross
 from metering.core.waterfall import waterfall
-from metering.frames import DIMENSIONS, INSTANT, Books, Frame
-from metering.money import to_quanta
+from metering.frames import INSTANT, Books, Frame
 from metering.periods import QUARTER, Period, floor_to_quarter
-from metering.results import COUNTED, GROSS, RATE_KEY, WATERFALL
+from metering.results import COUNTED, WATERFALL
 
 #: Whose usage must be read, and of which span.
 REACH: Final = Frame(
@@ -229,25 +226,3 @@ def _span(
             ]
         )
     return since, min(until, known), min(since, read_from)
-
-
-def gross(
-    usage: pl.DataFrame, books: Books, until: datetime
-) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """results.GROSS at unit prices, the series, no counters, and what has no price."""
-    known = identify(usage.filter(pl.col("quarter_start") < until), list(DIMENSIONS))
-    rows = known.rows.join(known.series, on="series_id", validate="m:1")
-    rated, unrated = charges(rows, books)
-    bound = books.contracts.select("customer", "contract", "effective_from", "effective_until")
-    rated = in_force(rated, bound, at="quarter_start", by=["customer"]).with_columns(
-        to_quanta(pl.col("amount")).alias("gross"), pl.lit(None, dtype=pl.String).alias("rule")
-    )
-    summed = rated.group_by("quarter_start", "series_id", "meter").agg(
-        pl.col("quantity", "gross").sum(), pl.col("customer", "contract", "item", "currency", "rule").first()
-    )
-    return (
-        GROSS.conform(summed),
-        known.series,
-        COUNTED.empty(),
-        unrated.select(*RATE_KEY, "series_id", "reason"),
-    )

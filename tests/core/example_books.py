@@ -14,6 +14,8 @@ from metering.frames import (
     MODELS,
     POOL_USAGE,
     POOLS,
+    PRICE_RULES,
+    PRICE_TIERS,
     PRICES,
     SUMS,
     USAGE,
@@ -30,7 +32,18 @@ def at_every_breakpoint(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of breakpoint b hold from b on, until a higher breakpoint of the same row says otherwise."""
     by = [
         name
-        for name in ("book", "pool", "dimension", "model", "item", "tier", "region", "meter")
+        for name in (
+            "book",
+            "pool",
+            "dimension",
+            "model",
+            "item",
+            "tier",
+            "region",
+            "hours",
+            "meter",
+            "meters",
+        )
         if name in rows.columns
     ]
     by.append("effective_from")
@@ -62,6 +75,32 @@ def prices(text: str, **defaults: Any) -> pl.DataFrame:
     return PRICES.conform(
         at_every_breakpoint(rows.with_columns((pl.col("unit_price") * million).alias("unit_price")))
     )
+
+
+def rules(text: str, tiers: str, **defaults: Any) -> dict[str, pl.DataFrame]:
+    """Price rules and their tiers, whose unit_price is of one unit: the frames price_rules and price_tiers."""
+    given = {
+        "book": "standard",
+        "item": "large",
+        "tier": "standard",
+        "region": "*",
+        "hours": "*",
+        "meters": "output_tokens",
+        "rule": "rule",
+        "model": "graduated",
+        "reset": "period",
+        "currency": "USD",
+        "effective_from": "2026-01-01",
+        "context_breakpoint": 0,
+    }
+    rows = read(text, PRICE_RULES, **{**given, **defaults})
+    everywhere = at_every_breakpoint(rows.drop("model").rename({"rule": "_rule"})).join(
+        rows.select("model", pl.col("rule").alias("_rule")).unique(), on="_rule"
+    )
+    return {
+        "price_rules": PRICE_RULES.conform(everywhere.rename({"_rule": "rule"})),
+        "price_tiers": read(tiers, PRICE_TIERS, rule="rule", tier=1),
+    }
 
 
 def burndown(text: str, **defaults: Any) -> pl.DataFrame:
