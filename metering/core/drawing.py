@@ -76,7 +76,8 @@ class Drawing:
     """lines: those given, with what was drawn from them, and lines of their own at the ends of what was not.
 
     tranches: TRANCHES_DRAWN; grants: GRANTS_DRAWN, both as of the cut. terms: commitments.TRANCHES with what else
-    their contract says of them; eligible: commitments.ELIGIBLE of their holders. unpriced: results.UNPRICED with
+    their contract says of them; eligible: commitments.ELIGIBLE of their holders. creditable: the same of credits, by
+    contract and currency, before any was used. unpriced: results.UNPRICED with
     series_id, overage that its book has no price for.
     """
 
@@ -85,6 +86,7 @@ class Drawing:
     grants: pl.DataFrame
     terms: pl.DataFrame
     eligible: pl.DataFrame
+    creditable: pl.DataFrame
     unpriced: pl.DataFrame
 
 
@@ -131,6 +133,7 @@ def draw_contracts(
     premium, unpriced = _premium(both, terms, gross, series, books)
     lines = _with(lines, premium, "overage_premium")
     lines = lines.with_columns((pl.col("net") + pl.col("top_up") - pl.col("drawdown")).alias("left"))
+    creditable = _eligible(lines.with_columns(_holder("contract", "currency")), "left")
     grants = []
     for kind, into in (("promotional", "promotional_credit"), ("prepaid", "prepaid_credit")):
         said = _since(books.credit_grants.filter(pl.col("kind") == kind), spans)
@@ -151,6 +154,7 @@ def draw_contracts(
         GRANTS_DRAWN.conform(of_grants),
         terms,
         ELIGIBLE.conform(pl.concat([_eligible(counted, "quantity"), _eligible(money, "amount")])),
+        creditable,
         unpriced,
     )
 

@@ -1,12 +1,12 @@
 """Revenue of contracts under terms: whose usage must be read since when, and what was earned of it in a period."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
 import polars as pl
 
+from metering.core.commitments import ELIGIBLE
 from metering.core.contract_periods import reset_edges, terms_of_contracts
 from metering.core.drawing import FOR_EVER, GRANTS_DRAWN, TRANCHES_DRAWN, commitment_terms
 from metering.core.pricing import gross
@@ -22,7 +22,7 @@ REACH: Final = Frame(
     key=("customer",),
 )
 #: Since when the waterfall of a contract is whole, so that the lines of a period are right, and until when.
-_SPANS: Final = Frame(
+SPANS: Final = Frame(
     "SPANS",
     {
         "customer": pl.String,
@@ -33,6 +33,7 @@ _SPANS: Final = Frame(
     },
     key=("contract",),
 )
+_UNRATED: Final = [*RATE_KEY, "series_id", "reason"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,24 @@ class Earned:
     unrated: pl.DataFrame
 
 
+@dataclass(frozen=True)
+class Charged:
+    """What contracts were charged over their spans: as `Earned`, and what commitments and credits see of it.
+
+    terms, eligible, creditable: those of drawing.Drawing.
+    """
+
+    lines: pl.DataFrame
+    series: pl.DataFrame
+    counted: pl.DataFrame
+    drawdown: pl.DataFrame
+    credits: pl.DataFrame
+    unrated: pl.DataFrame
+    terms: pl.DataFrame
+    eligible: pl.DataFrame
+    creditable: pl.DataFrame
+
+
 def under_terms(books: Books) -> pl.DataFrame:
     """The contracts (customer, contract) whose charges are more than quantity x unit price.
 
@@ -68,14 +87,17 @@ def under_terms(books: Books) -> pl.DataFrame:
     return books.contracts.filter(has).select("customer", "contract").unique().sort("customer", "contract")
 
 
-def reach(books: Books, period: Period, complete_until: datetime | None) -> pl.DataFrame:
+def reach(
+    books: Books, period: Period, complete_until: datetime | None, *, everyone: bool = False
+) -> pl.DataFrame:
     """Whose usage decides what contracts under terms earn in a period, and which span of it: REACH.
 
     One row per customer of such a contract that has something in the period: from the beginning of the counters,
     periods, tranches and grants that touch it (and of those that touch those) until the end of the contract's
-    periods, or of a volume's counter, as far as input is complete.
+    periods, or of a volume's counter, as far as input is complete. everyone: of every contract, from the
+    beginning of its own period.
     """
-    spans = _spans(books, period, complete_until)
+    spans = spans_of(books, period, complete_until, everyone=everyone)
     return REACH.conform(
         spans.group_by("customer").agg(
             pl.col("read_from").min().alias("effective_from"), pl.col("effective_until").max()
@@ -90,40 +112,54 @@ def earned(usage: pl.DataFrame, books: Books, period: Period, complete_until: da
     of its parts, given the same complete_until: what is of a contract's period is spread over all of that
     period's lines, not over those of the report.
     """
-    spans = _spans(books, period, complete_until)
+    done = charged(usage, books, spans_of(books, period, complete_until))
+    here = pl.col("quarter_start").is_between(period.start, period.until, closed="left")
+    return Earned(
+        done.lines.filter(here),
+        done.series,
+        done.counted.filter(here),
+        done.drawdown,
+        done.credits,
+        done.unrated.filter(here),
+    )
+
+
+def charged(usage: pl.DataFrame, books: Books, spans: pl.DataFrame) -> Charged:
+    """What the contracts of `spans` (SPANS) were charged over them; usage of other customers is ignored."""
     mine = usage.filter(pl.col("customer").is_in(spans["customer"].unique().implode()))
     until = spans["effective_until"].max()
-    until = until if isinstance(until, datetime) else period.start
+    until = until if isinstance(until, datetime) else FOR_EVER
     priced, series, counted, unrated = gross(mine, books, until)
     parts = [
         waterfall(priced.join(group, on="contract", how="semi"), series, books, group, end)
         for (end,), group in spans.group_by("effective_until", maintain_order=True)
         if isinstance(end, datetime)
     ]
-    here = pl.col("quarter_start").is_between(period.start, period.until, closed="left")
-    unpriced = pl.concat([unrated, *(part.drawing.unpriced for part in parts)], how="diagonal")
-    return Earned(
-        WATERFALL.conform(_all(WATERFALL, (part.lines for part in parts)).filter(here)),
+    drawings = [part.drawing for part in parts]
+    unpriced = [unrated.select(_UNRATED), *(drawing.unpriced.select(_UNRATED) for drawing in drawings)]
+    return Charged(
+        WATERFALL.conform(pl.concat([WATERFALL.empty(), *(part.lines for part in parts)])),
         series,
-        COUNTED.conform(counted.filter(here)),
-        TRANCHES_DRAWN.conform(_all(TRANCHES_DRAWN, (part.drawing.tranches for part in parts))),
-        GRANTS_DRAWN.conform(_all(GRANTS_DRAWN, (part.drawing.grants for part in parts))),
-        unpriced.filter(here),
+        counted,
+        TRANCHES_DRAWN.conform(pl.concat([TRANCHES_DRAWN.empty(), *(each.tranches for each in drawings)])),
+        GRANTS_DRAWN.conform(pl.concat([GRANTS_DRAWN.empty(), *(each.grants for each in drawings)])),
+        pl.concat(unpriced),
+        pl.concat([commitment_terms(books).clear(), *(each.terms for each in drawings)]),
+        ELIGIBLE.conform(pl.concat([ELIGIBLE.empty(), *(each.eligible for each in drawings)])),
+        ELIGIBLE.conform(pl.concat([ELIGIBLE.empty(), *(each.creditable for each in drawings)])),
     )
 
 
-def _all(frame: Frame, parts: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat([frame.empty(), *parts])
-
-
-def _spans(books: Books, period: Period, complete_until: datetime | None) -> pl.DataFrame:
-    """_SPANS of the contracts of customers under terms that have something in the period."""
+def spans_of(
+    books: Books, period: Period, complete_until: datetime | None, *, everyone: bool = False
+) -> pl.DataFrame:
+    """SPANS of the contracts of customers under terms (everyone: of all) that have something in the period."""
     known = floor_to_quarter(complete_until) if complete_until is not None else period.start
     if known <= period.start or period.until <= period.start:
-        return _SPANS.empty()
+        return SPANS.empty()
     period = replace(period, until=min(period.until, known))
     customers = under_terms(books)["customer"].unique()
-    mine = pl.col("customer").is_in(customers.implode())
+    mine = pl.lit(value=True) if everyone else pl.col("customer").is_in(customers.implode())
     dated = _dated(books)
     counters = _counters(books)
     spread = {
@@ -147,11 +183,11 @@ def _spans(books: Books, period: Period, complete_until: datetime | None) -> pl.
             counters.get(terms["price_book"], set()),
             period,
             known,
-            per_period=name in spread,
+            per_period=everyone or name in spread,
         )
         if found is not None:
             rows.append((terms["customer"], name, *found))
-    return _SPANS.conform(pl.DataFrame(rows, schema=dict(_SPANS.columns), orient="row"))
+    return SPANS.conform(pl.DataFrame(rows, schema=dict(SPANS.columns), orient="row"))
 
 
 def _dated(books: Books) -> dict[str, list[tuple[datetime, datetime]]]:
