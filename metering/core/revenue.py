@@ -13,7 +13,7 @@ from metering.core.pricing import gross
 from metering.core.waterfall import waterfall
 from metering.frames import INSTANT, Books, Frame
 from metering.periods import QUARTER, Period, floor_to_quarter
-from metering.results import COUNTED, WATERFALL
+from metering.results import RATE_KEY, WATERFALL
 
 #: Whose usage must be read, and of which span.
 REACH: Final = Frame(
