@@ -3,7 +3,10 @@
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
+from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Final
+from zoneinfo import available_timezones
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
@@ -19,12 +22,15 @@ PRICE_MAX: Final = Decimal(10) ** 9
 WEIGHT_MAX: Final = Decimal(10) ** 6
 AMOUNT_MAX: Final = Decimal(10) ** 12
 COUNT_MAX: Final = 10**9
+QUANTITY_MAX: Final = 10**15
 #: Exchange rates have as many decimals as MONEY.
 RATE_DECIMALS_MAX: Final = 12
 RATE_MAX: Final = Decimal(10) ** 9
 
 PLAIN_NUMBER: Final = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?")
 _DATE: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
+_TIME: Final = re.compile(r"([0-2]\d):([0-5]\d)")
+_GROUPED: Final = re.compile(r"\d{1,3}(_\d{3})+")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -173,6 +179,53 @@ def _count(value: object) -> int:
     return value
 
 
+def _quantity(value: object) -> int:
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        value = int(value)
+    if isinstance(value, str) and _GROUPED.fullmatch(value):
+        value = int(value.replace("_", ""))
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise refused("must be a whole number, without quotes or decimals; 1_000_000 is one too")
+    if not 0 <= value <= QUANTITY_MAX:
+        raise refused(f"must lie between 0 and {QUANTITY_MAX}")
+    return value
+
+
+def _anchor_day(value: object) -> int:
+    day = _count(value)
+    if not 1 <= day <= 31:
+        raise refused("must be a day of the month, 1 to 31; in a shorter month its last day is taken")
+    return day
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def _zone(value: object) -> str:
+    name = _name(value)
+    if name not in _zones():
+        near = get_close_matches(name, _zones(), 1)
+        hint = f"did you mean {near[0]}?" if near else "write one such as Europe/Berlin or UTC"
+        raise refused(f"is not a time zone; {hint}")
+    return name
+
+
+def _time_of_day(value: object) -> int:
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    minute = int(found[1]) * 60 + int(found[2]) if found else -1
+    if found is None or minute > 1440 or int(found[2]) > 59:
+        raise refused('must be a time of the day in quotes, "00:00" to "24:00"')
+    if minute % 15:
+        raise refused("is not on a quarter hour; use minute 00, 15, 30 or 45")
+    return minute
+
+
+def _time_text(minute: int) -> str:
+    return f"{minute // 60:02}:{minute % 60:02}"
+
+
 def _currency(value: object) -> str:
     if not (isinstance(value, str) and re.fullmatch(r"[A-Z]{3}", value)):
         raise refused("must be a currency of three capital letters, such as USD")
@@ -211,3 +264,12 @@ Rate = Annotated[Decimal, BeforeValidator(_rate), _AS_TEXT]
 Weight = Annotated[Decimal, BeforeValidator(_weight), _AS_TEXT]
 Ratio = Annotated[Decimal, BeforeValidator(_ratio), _AS_TEXT]
 Count = Annotated[int, BeforeValidator(_count)]
+#: Units of a meter, or of several together.
+Quantity = Annotated[int, BeforeValidator(_quantity)]
+AnchorDay = Annotated[int, BeforeValidator(_anchor_day)]
+#: A name of the time zone database.
+Zone = Annotated[str, BeforeValidator(_zone)]
+#: Minutes since local midnight, on a quarter hour; "24:00" is the end of the day.
+TimeOfDay = Annotated[
+    int, BeforeValidator(_time_of_day), PlainSerializer(_time_text, return_type=str, when_used="json")
+]

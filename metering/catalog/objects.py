@@ -1,31 +1,20 @@
-"""The objects of a catalog, field by field: customers, models, books, contracts, sources; and their bodies."""
+"""The objects of a catalog: customers, models and sources field by field, all kinds by name, and their bodies."""
 
 import hashlib
 import json
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from pydantic import Field
 
-from metering.catalog.fields import (
-    Amount,
-    Count,
-    Currency,
-    Instant,
-    Name,
-    Price,
-    Provider,
-    Ratio,
-    Units,
-    decimal_text,
-)
+from metering.catalog.fields import Count, Name, Provider
+from metering.catalog.prices import CostBook, PriceBook
 from metering.catalog.quotas import Quota
-from metering.catalog.shapes import ANY, CatalogObject, Span, Strict, no_rows
+from metering.catalog.shapes import CatalogObject, Span
 from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
+from metering.catalog.terms import Contract, Plan
 
 
 class CustomerKind(Span):
@@ -65,149 +54,6 @@ class Model(CatalogObject):
         return f"{self.provider}/{self.model}"
 
 
-class Priced(Span):
-    """Prices per million units of each meter, for one tier, region and context."""
-
-    tier: Name = "standard"
-    region: Name = ANY
-    #: These prices hold for requests whose total input exceeds this many tokens; 0: for every request.
-    above_input_tokens: Count = 0
-    per_million: dict[str, Price] = Field(min_length=1)
-
-    @property
-    @abstractmethod
-    def item(self) -> str:
-        """What is priced: the product, or the model served."""
-
-
-class ProductPrice(Priced):
-    """What a customer pays for a product."""
-
-    product: Name
-
-    @property
-    def item(self) -> str:
-        return self.product
-
-
-class ModelPrice(Priced):
-    """What we pay on demand for a model."""
-
-    model: Name
-
-    @property
-    def item(self) -> str:
-        return self.model
-
-
-def _price_order(row: Priced) -> tuple[str, str, str, int, datetime]:
-    return row.item, row.tier, row.region, row.above_input_tokens, row.effective_from
-
-
-class PriceBook(CatalogObject):
-    """What customers pay for products."""
-
-    kind: ClassVar[str] = "price_book"
-    section: ClassVar[str] = "price_books"
-    name_field: ClassVar[str] = "book"
-    book: Name
-    currency: Currency
-    prices: list[ProductPrice] = Field(min_length=1)
-
-    def canonical(self) -> "PriceBook":
-        return self.model_copy(update={"prices": sorted(self.prices, key=_price_order)})
-
-
-class CostBook(CatalogObject):
-    """What we pay a provider on demand for the models that it serves."""
-
-    kind: ClassVar[str] = "cost_book"
-    section: ClassVar[str] = "cost_books"
-    name_field: ClassVar[str] = "book"
-    book: Name
-    provider: Provider
-    currency: Currency
-    prices: list[ModelPrice] = Field(min_length=1)
-
-    def canonical(self) -> "CostBook":
-        return self.model_copy(update={"prices": sorted(self.prices, key=_price_order)})
-
-
-class Fee(Strict):
-    """An amount per calendar month that does not depend on usage; its span defaults to the contract's."""
-
-    fee: Name
-    amount_per_month: Amount
-    currency: Currency
-    effective_from: Instant | None = None
-    effective_until: Instant | None = None
-
-
-class Stated(Strict):
-    """What a contract says in another unit, and how it becomes units of the pool: quantity x units_each."""
-
-    quantity: Units
-    unit: Name
-    units_each: Units
-    because: Name
-
-    @property
-    def text(self) -> str:
-        """The conversion as a person reads it: 20 seat x 0.25: four seats share a machine."""
-        return f"{decimal_text(self.quantity)} {self.unit} x {decimal_text(self.units_each)}: {self.because}"
-
-
-class Entitlement(Strict):
-    """Units of a pool promised to a customer in every minute; its span defaults to the contract's."""
-
-    pool: Name
-    #: may be left out where the pool has one dimension
-    dimension: Name | None = None
-    #: this or `stated`
-    units: Units | None = None
-    #: the pool's, where it is said
-    unit: Name | None = None
-    stated: Stated | None = None
-    effective_from: Instant | None = None
-    effective_until: Instant | None = None
-
-    @property
-    def units_promised(self) -> Decimal:
-        """Units of the pool, exactly; 0 where neither form is given."""
-        if self.stated is not None:
-            return self.stated.quantity * self.stated.units_each
-        return self.units or Decimal(0)
-
-
-class Contract(CatalogObject, Span):
-    """What was agreed with a customer."""
-
-    kind: ClassVar[str] = "contract"
-    section: ClassVar[str] = "contracts"
-    name_field: ClassVar[str] = "contract"
-    contract: Name
-    customer: Name
-    price_book: Name
-    fees: list[Fee] = Field(default_factory=list)
-    entitlements: list[Entitlement] = no_rows()
-    margin_floor_ratio: Ratio | None = None
-    floor_basis: Literal["usage", "loaded"] = "usage"
-
-    def canonical(self) -> "Contract":
-        def order(row: Fee) -> tuple[str, datetime]:
-            return row.fee, row.effective_from or self.effective_from
-
-        def place(row: Entitlement) -> tuple[str, str, datetime]:
-            return row.pool, row.dimension or "", row.effective_from or self.effective_from
-
-        return self.model_copy(
-            update={
-                "fees": sorted(self.fees, key=order),
-                "entitlements": sorted(self.entitlements, key=place),
-            }
-        )
-
-
 class Source(CatalogObject):
     """A registered source: a producer of events that reports regularly and may hold `complete_until` back."""
 
@@ -223,7 +69,7 @@ class Source(CatalogObject):
 OBJECTS: Final[Mapping[str, type[CatalogObject]]] = {
     cls.kind: cls
     for cls in (
-        *(Customer, Model, PriceBook, CostBook, Contract),
+        *(Customer, Model, PriceBook, CostBook, Plan, Contract),
         *(CapacityContract, Quota, SupplierCommitment, ExchangeRates, Source),
     )
 }

@@ -6,12 +6,14 @@ from datetime import datetime
 
 from metering.catalog.documents import MISSING, Fault, KeyPath
 from metering.catalog.fields import COUNT_MAX, decimal_text, instant_text
-from metering.catalog.objects import Contract, CostBook, Customer, Entitlement, Model, PriceBook, Priced
+from metering.catalog.objects import Customer, Model
 from metering.catalog.placed import Placed, breakpoint_known, ends, known, overlaps, priced_meters, spans
+from metering.catalog.prices import CostBook, PriceBook, Priced
 from metering.catalog.quotas import Quota, quota_faults
 from metering.catalog.shapes import ANY, CatalogObject
 from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
 from metering.catalog.supply_rules import capacity_contract, exchange_rates, supplier_commitment
+from metering.catalog.terms import Contract, Entitlement
 from metering.meters import METERS
 
 
@@ -104,7 +106,13 @@ def _twice(placed: Sequence[Placed]) -> Iterator[Fault]:
 
 def _prices(one: Placed, rows: Sequence[Priced]) -> Iterator[Fault]:
     yield from spans(
-        one, ("prices",), rows, lambda row: (row.item, row.tier, row.region, row.above_input_tokens)
+        one,
+        ("prices",),
+        rows,
+        lambda row: (
+            *(row.item, row.tier, row.region, row.above_input_tokens),
+            *(getattr(row, "hours", None), ",".join(sorted(getattr(row, "meters", [])))),
+        ),
     )
     for index, row in enumerate(rows):
         path: KeyPath = ("prices", index)
@@ -217,7 +225,8 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
         item = one.item
         if isinstance(item, Contract):
             yield from known(one, ("customer",), item.customer, named.customers, "customer")
-            yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
+            if item.price_book is not None:
+                yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
             if item.customer in customers:
                 starts = min(row.effective_from for row in customers[item.customer].dated)
                 if item.effective_from < starts:

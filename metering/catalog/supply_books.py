@@ -7,7 +7,8 @@ from datetime import datetime
 from fractions import Fraction
 from typing import Any, Final, TypeVar
 
-from metering.catalog.objects import CatalogObjects, Entry, Model, Priced
+from metering.catalog.objects import CatalogObjects, Entry, Model
+from metering.catalog.prices import Priced
 from metering.catalog.quotas import Quota, quota_rows
 from metering.catalog.shapes import ANY
 from metering.catalog.spans import Interval, interval, minus, span_columns
