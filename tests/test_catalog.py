@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from metering import catalog
 from metering.catalog import CatalogObjects, Entry, books, load_folder, plan, read_folder, result
-from metering.catalog.spans import minus
 from metering.catalog.fields import decimal_text
 from metering.catalog.objects import OBJECTS, CatalogObject, body, from_body
+from metering.catalog.spans import minus
 from metering.errors import BadInput
 from metering.meters import CONTEXT_BREAKPOINTS, METERS, TOKEN_METERS
 
