@@ -16,6 +16,7 @@ from metering.core.commitments import (
 )
 from metering.core.rating import rate
 from metering.frames import INSTANT, SUM, Books, Frame
+from metering.meters import METERS
 from metering.money import multiply_divide, to_quanta
 from metering.periods import QUARTER
 from metering.results import RATE_KEY
@@ -138,7 +139,9 @@ def draw_contracts(
     for kind, into in (("promotional", "promotional_credit"), ("prepaid", "prepaid_credit")):
         said = _since(books.credit_grants.filter(pl.col("kind") == kind), spans)
         paid = draw_down(
-            _grants(said), _eligible(lines.with_columns(_holder("contract", "currency")), "left"), until
+            grant_tranches(said),
+            _eligible(lines.with_columns(_holder("contract", "currency")), "left"),
+            until,
         )
         grants.append(_granted(said, paid.tranches))
         of = said.select(_holder("contract", "currency"), "contract").unique()
@@ -302,7 +305,7 @@ def _at_overage_book(
     usage = (
         over.select(*_LINE, "quarter_start", "series_id", "meters", pl.col("overage_book").alias("book"))
         .join(gross.drop("gross", "rule", "currency"), on=["quarter_start", "series_id"])
-        .filter(every)
+        .filter(every & pl.col("meter").is_in([*METERS, "requests"]))
         .join(sold, on="series_id", validate="m:1")
     )
     rated, unrated = rate(usage, books.price_books)
@@ -311,7 +314,7 @@ def _at_overage_book(
     return there, unrated.select(*RATE_KEY, "series_id", "reason")
 
 
-def _grants(grants: pl.DataFrame) -> pl.DataFrame:
+def grant_tranches(grants: pl.DataFrame) -> pl.DataFrame:
     """commitments.TRANCHES of credit grants: what is left at their end is lost."""
     return TRANCHES.conform(
         grants.select(
@@ -345,9 +348,15 @@ def _drawn(tranches: pl.DataFrame, terms: pl.DataFrame) -> pl.DataFrame:
     return rows.select(*TRANCHES_DRAWN.columns)
 
 
+def part_of_ratio(amount: pl.Expr, part: pl.Expr) -> pl.Expr:
+    """floor(amount x ratio), the ratio being a count of 10**-12 of at most 1, the amount not negative."""
+    quotient, _ = multiply_divide(amount, part, _ONE)
+    return quotient
+
+
 def _unmet(tranches: pl.DataFrame) -> pl.DataFrame:
     """Lines of what was committed in money and not drawn at its end."""
-    amount, _ = multiply_divide(pl.col("shortfall"), pl.col("ratio"), _ONE)
+    amount = part_of_ratio(pl.col("shortfall"), pl.col("ratio"))
     ahead, lapses = pl.col("paid") == "ahead", pl.col("shortfall_rule") == "forfeit"
     rows = tranches.filter((pl.col("shortfall") > 0) & pl.col("meters").is_null())
     return _own_lines(
