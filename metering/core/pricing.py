@@ -37,7 +37,7 @@ _CELL: Final = ["book", "item", "tier", "region", "context_breakpoint", "meter"]
 _SPAN: Final = ["effective_from", "effective_until"]
 _ZERO: Final = pl.lit(0, dtype=SUM)
 _ONE: Final = pl.lit(1, dtype=SUM)
-_SCHEDULE: Final = ("reset", "zone", "anchor_day", "period_months", "since")
+_TERMS: Final = ("zone", "anchor_day", "period_months")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -63,7 +63,7 @@ def gross(usage: pl.DataFrame, books: Books, until: datetime) -> Gross:
     """
     known = identify(usage.filter(pl.col("quarter_start") < pl.lit(until, dtype=INSTANT)), list(DIMENSIONS))
     rows = known.rows.group_by("quarter_start", "series_id").agg(pl.col(*SUMS).sum())
-    rows = rows.join(known.series, on="series_id", validate="m:1")
+    rows = rows.join(known.series.select("series_id", *_SOLD), on="series_id", validate="m:1")
     lines = sold_lines(rows, books, _metered(books)).drop(_REQUESTS, strict=False)
     counting = _with_rules(lines, books)
     by_rule, counted = _charged_by_rules(counting, lines, books, until)
@@ -78,14 +78,14 @@ def gross(usage: pl.DataFrame, books: Books, until: datetime) -> Gross:
         ]
     )
     priced = pl.concat([priced, _percentages(priced, books)])
-    refuse_beyond(
-        priced, "gross", _QUANTA_MAX, "no report can carry it; void the events or correct the price"
-    )
+    refuse_beyond(priced, "gross", _QUANTA_MAX, BEYOND)
     return Gross(
         GROSS.conform(priced), known.series, counted, unrated.select(*RATE_KEY, "series_id", "reason")
     )
 
 
+#: The dimensions that a charge depends on.
+_SOLD: Final = ("customer", "product", "tier_sold", "region", "context_breakpoint", "counts_for")
 _LINE: Final = ["quarter_start", "series_id", "customer", "contract", "item", "meter", "quantity"]
 _QUANTA_MAX: Final = int(AMOUNT_MAX / QUANTUM)
 
@@ -187,22 +187,26 @@ def _charged_by_rules(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The lines that rules price with their `gross`, and results.COUNTED."""
     rules = books.price_rules.with_row_index("_rule").select(
-        "_rule", "rule", "meters", "model", "free_units", "reset", "currency"
+        *("_rule", "rule", "meters", "model", "free_units", "reset", "currency"),
+        pl.col("rule").rank("dense").alias("_by"),
     )
-    rows = counting.drop_nulls("_rule").join(rules, on="_rule", validate="m:1")
+    rows = counting.drop_nulls("_rule").select("_rule", *_LINE)
     if rows.is_empty():
-        return rows.with_columns(_ZERO.alias("gross")), COUNTED.empty()
-    by_rule = [*_COUNTER, "quarter_start", "rule"]
-    asked = rows.group_by(by_rule).agg(
-        pl.col("quantity").sum(), pl.col("model", "free_units", "reset").first()
-    )
-    asked = _positioned(asked, lines, books, until)
-    asked = _by_rules(asked, books)
-    counted = COUNTED.conform(asked.select(*COUNTED.columns))
-    totals = asked.select(
-        *by_rule, pl.col("quantity").alias("_quantity"), pl.col("gross").alias("_gross"), "_price"
-    )
-    return _split(rows.join(totals, on=by_rule, validate="m:1"), by_rule), counted
+        return GROSS.empty(), COUNTED.empty()
+    rows = rows.join(rules.select("_rule", "_by", "rule", "meters", "currency"), on="_rule", validate="m:1")
+    counters = identify(rows.select(_COUNTER), _COUNTER)
+    rows = rows.with_columns(counters.rows["series_id"].alias("_counter"))
+    # from here on millions of rows are told apart by numbers alone
+    key = ["_counter", "quarter_start", "_by"]
+    asked = rows.group_by(key).agg(pl.col("quantity").sum(), pl.col("_rule").first())
+    asked = asked.sort(key).with_row_index("_asked")
+    rows = rows.join(asked.select("_asked", *key), on=key, validate="m:1")
+    asked = asked.join(rules.drop("_by", "meters", "currency"), on="_rule", validate="m:1")
+    told = counters.series.rename({"series_id": "_counter"})
+    asked = _positioned(asked, told, lines, books, until)
+    asked = _by_rules(asked, books).sort("_asked")
+    counted = asked.join(told, on="_counter", validate="m:1", maintain_order="left")
+    return _split(rows, asked), COUNTED.conform(counted)
 
 
 def _by_rules(asked: pl.DataFrame, books: Books) -> pl.DataFrame:
@@ -232,71 +236,85 @@ def _by_rules(asked: pl.DataFrame, books: Books) -> pl.DataFrame:
     return asked.with_columns(pl.coalesce(exact, pl.when(some).then(share).otherwise(_ZERO)).alias("gross"))
 
 
-def _positioned(asked: pl.DataFrame, lines: pl.DataFrame, books: Books, until: datetime) -> pl.DataFrame:
+def _positioned(
+    asked: pl.DataFrame, counters: pl.DataFrame, lines: pl.DataFrame, books: Books, until: datetime
+) -> pl.DataFrame:
     """Give each (counter, quarter hour) counter_start, position, counted and `total`, the units of its span."""
-    counters = asked.select(_COUNTER).unique()
+    sold = ["contract", "item", "meter"]
+    known = identify(lines.select(sold), sold)
     metered = counters.with_columns(pl.col("meters").str.split(",").alias("meter")).explode("meter")
+    counts = metered.join(known.series, on=sold).select("_counter", pl.col("series_id").alias("_sold"))
     units = (
-        lines.select("contract", "item", "meter", "quarter_start", "quantity")
-        .join(metered, on=["contract", "item", "meter"])
-        .group_by(*_COUNTER, "quarter_start")
+        lines.select("quarter_start", "quantity", known.rows["series_id"].alias("_sold"))
+        .join(counts, on="_sold")
+        .group_by("_counter", "quarter_start")
         .agg(pl.col("quantity").sum().alias("counted"))
+        .sort("_counter", "quarter_start")
+        .with_columns(pl.col("counted").cum_sum().over("_counter").alias("_until"))
+        .with_columns((pl.col("_until") - pl.col("counted")).alias("_counted_before"))
         .sort("quarter_start")
-        .with_columns(pl.col("counted").cum_sum().over(_COUNTER).alias("_sum"))
     )
-    asked = asked.join(units.drop("_sum"), on=[*_COUNTER, "quarter_start"], validate="m:1")
-    asked = _counter_spans(asked, books, until)
-    for at in ("quarter_start", "counter_start", "_counter_until"):
-        before = units.select(
-            *_COUNTER, pl.col("quarter_start").alias("_counted_at"), pl.col("_sum").alias(f"_before_{at}")
-        )
-        asked = asked.sort(at).join_asof(
-            before,
+    asked = asked.join(units.drop("_until"), on=["_counter", "quarter_start"], validate="m:1")
+    asked = _counter_spans(asked, counters, books, until)
+    # every counter has far fewer edges than quarter hours
+    spans = asked.select("_counter", "counter_start", "_counter_until").unique()
+    for at in ("counter_start", "_counter_until"):
+        spans = spans.sort(at).join_asof(
+            units.select(
+                "_counter", pl.col("quarter_start").alias("_at"), pl.col("_until").alias(f"_of{at}")
+            ),
             left_on=at,
-            right_on="_counted_at",
-            by=_COUNTER,
+            right_on="_at",
+            by="_counter",
             strategy="backward",
             allow_exact_matches=False,
             check_sortedness=False,
             coalesce=False,
         )
-        asked = asked.drop("_counted_at").with_columns(pl.col(f"_before_{at}").fill_null(_ZERO))
+        spans = spans.drop("_at").with_columns(pl.col(f"_of{at}").fill_null(_ZERO))
+    asked = asked.join(spans, on=["_counter", "counter_start", "_counter_until"], validate="m:1")
     return asked.with_columns(
-        (pl.col("_before_quarter_start") - pl.col("_before_counter_start")).alias("position"),
-        (pl.col("_before__counter_until") - pl.col("_before_counter_start")).alias("total"),
+        (pl.col("_counted_before") - pl.col("_ofcounter_start")).alias("position"),
+        (pl.col("_of_counter_until") - pl.col("_ofcounter_start")).alias("total"),
     )
 
 
-def _counter_spans(asked: pl.DataFrame, books: Books, until: datetime) -> pl.DataFrame:
+def _counter_spans(
+    asked: pl.DataFrame, counters: pl.DataFrame, books: Books, until: datetime
+) -> pl.DataFrame:
     """Give each row the span of its counter that holds its quarter hour: counter_start and `_counter_until`."""
-    terms = terms_of_contracts(books).select(
-        "contract", *_SPAN, "zone", "anchor_day", "period_months", "origin"
-    )
-    rows = in_force(asked, terms, at="quarter_start", by=["contract"])
+    terms = terms_of_contracts(books).select("contract", *_SPAN, *_TERMS, "origin")
+    of_counters = counters.select("_counter", "contract").join(terms, on="contract").drop("contract")
+    resets = asked.select("_counter", "reset").unique()
     in_months = (pl.col("reset") == "period") & (pl.col("period_months") > 1)
     # contracts that begin apart count over the same months, unless their periods are several months long
-    rows = rows.with_columns(
-        pl.when(in_months).then(pl.col("origin")).otherwise(pl.lit(_EPOCH, dtype=INSTANT)).alias("since")
+    since = pl.when(in_months).then(pl.col("origin")).otherwise(pl.lit(_EPOCH, dtype=INSTANT))
+    schedules = identify(
+        resets.join(of_counters, on="_counter").with_columns(since.alias("_since")),
+        ["reset", *_TERMS, "_since"],
     )
-    found: list[tuple[object, ...]] = []
-    schedules = (
-        rows.filter(pl.col("reset") != "never")
-        .group_by(_SCHEDULE)
-        .agg(pl.col("quarter_start").min().alias("start"), pl.col("quarter_start").max().alias("last"))
+    dated = schedules.rows.rename({"series_id": "_schedule"}).join(
+        schedules.series.select(pl.col("series_id").alias("_schedule"), "reset"), on="_schedule"
     )
-    for reset, zone, anchor_day, months, since, start, last in schedules.iter_rows():
-        said = {"zone": zone, "anchor_day": anchor_day, "period_months": months}
-        edges = reset_edges(reset, said, since, start, last + QUARTER)
-        found += [(reset, zone, anchor_day, months, since, *pair) for pair in pairwise(edges)]
-    schema = {name: rows.schema[name] for name in _SCHEDULE}
+    rows = in_force(asked, dated, at="quarter_start", by=["_counter", "reset"])
+    met = rows.group_by("_schedule").agg(
+        pl.col("quarter_start").min().alias("start"), pl.col("quarter_start").max().alias("last")
+    )
+    found = []
+    for said in met.join(schedules.series, left_on="_schedule", right_on="series_id").to_dicts():
+        start, last, origin = said["start"], said["last"], said["_since"]
+        edges = reset_edges(said["reset"], said, min(origin, start), start, last + QUARTER)
+        found += [(said["_schedule"], *pair) for pair in pairwise(edges) if said["reset"] != "never"]
     edged = pl.DataFrame(
-        found, schema={**schema, "_edge": INSTANT, "_counter_until": INSTANT}, orient="row"
+        found,
+        schema={"_schedule": pl.UInt32, "_edge": INSTANT, "_counter_until": INSTANT},
+        orient="row",
     ).sort("_edge")
     rows = rows.sort("quarter_start").join_asof(
         edged,
         left_on="quarter_start",
         right_on="_edge",
-        by=list(_SCHEDULE),
+        by="_schedule",
         strategy="backward",
         check_sortedness=False,
         coalesce=False,
@@ -305,31 +323,41 @@ def _counter_spans(asked: pl.DataFrame, books: Books, until: datetime) -> pl.Dat
     return rows.with_columns(
         pl.max_horizontal("_edge", "origin").alias("counter_start"),
         pl.min_horizontal(pl.col("_counter_until").fill_null(end), end).alias("_counter_until"),
-    ).drop("_edge", *(name for name in _SCHEDULE if name != "reset"), "origin")
+    ).drop("_edge", "_schedule", "origin")
 
 
-def _split(rows: pl.DataFrame, by_rule: list[str]) -> pl.DataFrame:
-    """Split each rule's `_gross` in a quarter hour over its rows by quantity, largest remainder, ties by the key.
+def _split(rows: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
+    """Split what each rule charges in a quarter hour over its rows by quantity, largest remainder, ties by the key.
 
-    Quantities may have both signs: a part is |total| x quantity / sum, floored, with the sign of the total; where
-    they sum to nothing every part is nothing. A unit price is exact on every row.
+    rows: `_asked`, the place in `asked` of its rule and quarter hour. Quantities may have both signs: a part is
+    |charge| x quantity / their sum, floored, with the sign of the charge; where they sum to nothing every part is
+    nothing. A unit price is exact on every row.
     """
-    whole = pl.col("_quantity")
+    place = rows["_asked"]
+    rows = rows.with_columns(
+        asked["quantity"].gather(place).alias("_whole"),
+        asked["gross"].gather(place).alias("_charge"),
+        asked["_price"].gather(place),
+    )
+    whole = pl.col("_whole")
     quotient, remainder = multiply_floor(
-        pl.col("_gross").abs(),
+        pl.col("_charge").abs(),
         pl.col("quantity") * whole.sign(),
         pl.when(whole != 0).then(whole.abs()).otherwise(_ONE),
     )
-    rows = rows.with_columns(quotient.alias("_floor"), remainder.alias("_remainder")).sort(
-        [*by_rule, "_remainder", "series_id", "meter"],
-        descending=[False] * len(by_rule) + [True, False, False],
+    rows = rows.with_columns(quotient.alias("_floor"), remainder.alias("_remainder"))
+    floors = rows.group_by("_asked").agg(pl.col("_floor").sum()).sort("_asked")["_floor"]
+    left = asked["gross"].abs() - floors
+    rows = rows.with_columns(left.gather(place).alias("_left"))
+    uneven = (pl.col("_left") > 0) & (whole != 0) & pl.col("_price").is_null()
+    ranked = rows.filter(uneven).sort(
+        ["_asked", "_remainder", "series_id", "meter"], descending=[False, True, False, False]
     )
-    left = pl.col("_gross").abs() - pl.col("_floor").sum().over(by_rule)
-    rank = pl.int_range(pl.len()).over(by_rule)
-    part = (pl.col("_floor") + (rank < left).cast(SUM)) * pl.col("_gross").sign()
-    exact = pl.col("quantity") * pl.col("_price")
-    return rows.with_columns(
-        pl.coalesce(exact, pl.when(whole != 0).then(part).otherwise(_ZERO)).alias("gross")
+    more = pl.int_range(pl.len()).over("_asked") < pl.col("_left")
+    ranked = ranked.with_columns(pl.col("_floor") + more.cast(SUM))
+    part = pl.when(whole != 0).then(pl.col("_floor") * pl.col("_charge").sign()).otherwise(_ZERO)
+    return pl.concat([rows.filter(~uneven), ranked]).with_columns(
+        pl.coalesce(pl.col("quantity") * pl.col("_price"), part).alias("gross")
     )
 
 
