@@ -30,6 +30,7 @@ from metering.store.books import (
 )
 from metering.store.postgres import KNOWLEDGE, connect
 from tests.test_catalog import SOUND, folder_of
+from workers.fold import pin
 
 AT = datetime(2026, 3, 10, 12, 1, 2, 345678, tzinfo=UTC)
 
@@ -285,6 +286,22 @@ def test_check_plan_apply_show(cli: CliRunner, tmp_path: Path) -> None:
     assert "first prices" in shown
     assert "acme-2026" in shown
     assert isinstance(cli.invoke(app, ["show", "--revision", "2"]).exception, BadInput)
+
+
+def test_show_as_of_a_watermark_shows_the_revision_that_it_pins(
+    cli: CliRunner, operator: Connection, settings: Settings, tmp_path: Path
+) -> None:
+    applied(operator, objects_of(tmp_path))
+    with connect(settings, "fold") as connection:
+        pinned = pin(connection, settings, "operator").watermark_id
+    applied(operator, objects_of(tmp_path, PRICE))
+    shown = cli.invoke(app, ["show", "--as-of", str(pinned)]).stdout
+    assert shown.startswith("catalog revision 1, ")
+    assert cli.invoke(app, ["show"]).stdout.startswith("catalog revision 2, ")
+    assert shown == cli.invoke(app, ["show", "--revision", "1"]).stdout
+    assert "there is no watermark 99" in str(cli.invoke(app, ["show", "--as-of", "99"]).exception)
+    both = cli.invoke(app, ["show", "--as-of", "1", "--revision", "1"]).exception
+    assert str(both) == "--revision and --as-of both name a revision; give one of them"
 
 
 def test_a_faulty_folder_exits_with_2_and_changes_nothing(cli: CliRunner, tmp_path: Path) -> None:

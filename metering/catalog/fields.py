@@ -8,7 +8,7 @@ from functools import cache
 from typing import Annotated, Final
 from zoneinfo import available_timezones
 
-from pydantic import BeforeValidator, PlainSerializer, PlainValidator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from metering.periods import floor_to_quarter
@@ -232,44 +232,105 @@ def _currency(value: object) -> str:
     return value
 
 
+def _written(what: str, *, whole: bool = False) -> WithJsonSchema:
+    """How an editor should take a number: plain, quoted or not. What it must be is checked by `check`."""
+    number = {"type": "integer" if whole else "number", "minimum": 0}
+    text = {"type": "string", "pattern": f"^{PLAIN_NUMBER.pattern}$"}
+    return WithJsonSchema({"anyOf": [number] if whole else [number, text], "description": what})
+
+
+def _moment(what: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}", "description": what})
+
+
 _AS_TEXT = PlainSerializer(decimal_text, return_type=str, when_used="json")
-Name = Annotated[str, BeforeValidator(_name)]
-Provider = Annotated[str, BeforeValidator(_provider)]
-Currency = Annotated[str, BeforeValidator(_currency)]
+_AS_INSTANT = PlainSerializer(instant_text, return_type=str, when_used="json")
+Name = Annotated[
+    str,
+    BeforeValidator(_name),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX}),
+]
+Provider = Annotated[
+    str,
+    BeforeValidator(_provider),
+    WithJsonSchema({"type": "string", "pattern": "^[^/]+$", "maxLength": NAME_BYTES_MAX}),
+]
+Currency = Annotated[
+    str,
+    BeforeValidator(_currency),
+    WithJsonSchema(
+        {"type": "string", "pattern": "^[A-Z]{3}$", "description": "three capital letters, such as USD"}
+    ),
+]
 Instant = Annotated[
     datetime,
     BeforeValidator(_instant),
-    PlainSerializer(instant_text, return_type=str, when_used="json"),
+    _AS_INSTANT,
+    _moment("date or time in UTC, on a quarter hour: 2026-01-01 or 2026-01-01T06:15Z"),
 ]
 #: The edges of what is set aside: whole minutes; all other edges are quarter hours.
 Minute = Annotated[
     datetime,
     BeforeValidator(_minute),
-    PlainSerializer(instant_text, return_type=str, when_used="json"),
+    _AS_INSTANT,
+    _moment("date or time in UTC, on a whole minute: 2026-01-01 or 2026-01-01T06:17Z"),
 ]
 #: Per million units of a meter.
-Price = Annotated[Decimal, BeforeValidator(_price), _AS_TEXT]
-Amount = Annotated[Decimal, BeforeValidator(_amount), _AS_TEXT]
+Price = Annotated[Decimal, BeforeValidator(_price), _AS_TEXT, _written("price per million units")]
+Amount = Annotated[Decimal, BeforeValidator(_amount), _AS_TEXT, _written("amount of money")]
 #: What a supplier is paid, per whatever the field says.
-FeeAmount = Annotated[Decimal, BeforeValidator(_fee), _AS_TEXT]
+FeeAmount = Annotated[Decimal, BeforeValidator(_fee), _AS_TEXT, _written("amount of money")]
 #: One amount, or one for each dimension that has one.
 FeeByDimension = Annotated[
     Decimal | dict[str, Decimal],
     PlainValidator(_fee_or_by_dimension),
     PlainSerializer(_fee_text, return_type=str | dict[str, str], when_used="json"),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": ["number", "string"]}, {"type": "object"}],
+            "description": "amount of money, or one for each dimension",
+        }
+    ),
 ]
 #: Units of a pool, a part of a unit included.
-Units = Annotated[Decimal, BeforeValidator(_units), _AS_TEXT]
-Rate = Annotated[Decimal, BeforeValidator(_rate), _AS_TEXT]
-Weight = Annotated[Decimal, BeforeValidator(_weight), _AS_TEXT]
-Ratio = Annotated[Decimal, BeforeValidator(_ratio), _AS_TEXT]
-Count = Annotated[int, BeforeValidator(_count)]
+Units = Annotated[Decimal, BeforeValidator(_units), _AS_TEXT, _written("number of units")]
+Rate = Annotated[Decimal, BeforeValidator(_rate), _AS_TEXT, _written("exchange rate")]
+Weight = Annotated[Decimal, BeforeValidator(_weight), _AS_TEXT, _written("weight of one unit")]
+Ratio = Annotated[Decimal, BeforeValidator(_ratio), _AS_TEXT, _written("ratio, 0..1: 20 percent is 0.20")]
+Count = Annotated[int, BeforeValidator(_count), _written("whole number", whole=True)]
 #: Units of a meter, or of several together.
-Quantity = Annotated[int, BeforeValidator(_quantity)]
-AnchorDay = Annotated[int, BeforeValidator(_anchor_day)]
+Quantity = Annotated[
+    int,
+    BeforeValidator(_quantity),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {"type": "string", "pattern": f"^{_GROUPED.pattern}$"},
+            ],
+            "description": "whole number of units: 1000000 or 1_000_000",
+        }
+    ),
+]
+AnchorDay = Annotated[
+    int,
+    BeforeValidator(_anchor_day),
+    WithJsonSchema(
+        {"type": "integer", "minimum": 1, "maximum": 31, "description": "day of the month, 1 to 31"}
+    ),
+]
 #: A name of the time zone database.
-Zone = Annotated[str, BeforeValidator(_zone)]
+Zone = Annotated[
+    str,
+    BeforeValidator(_zone),
+    WithJsonSchema({"type": "string", "minLength": 1, "description": "time zone, such as Europe/Berlin"}),
+]
 #: Minutes since local midnight, on a quarter hour; "24:00" is the end of the day.
 TimeOfDay = Annotated[
-    int, BeforeValidator(_time_of_day), PlainSerializer(_time_text, return_type=str, when_used="json")
+    int,
+    BeforeValidator(_time_of_day),
+    PlainSerializer(_time_text, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_TIME.pattern}$", "description": 'time of the day: "22:00"'}
+    ),
 ]

@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from metering.catalog.fields import (
     Amount,
@@ -41,7 +41,17 @@ def _by_dimension(units: object) -> object:
     return units if isinstance(units, dict | list | None) else {DIMENSION_ALL: units}
 
 
-UnitsByDimension = Annotated[dict[str, Count], BeforeValidator(_by_dimension), Field(min_length=1)]
+UnitsByDimension = Annotated[
+    dict[str, Count],
+    BeforeValidator(_by_dimension),
+    Field(min_length=1),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer", "minimum": 0}, {"type": "object"}],
+            "description": "units, or for each dimension its own: `units: 48` is `units: {all: 48}`",
+        }
+    ),
+]
 
 
 class Burndown(Span):

@@ -103,18 +103,33 @@ def show(
     revision: Annotated[
         int | None, typer.Option("--revision", min=0, help="As of this revision.", show_default="the newest")
     ] = None,
+    as_of: Annotated[
+        int | None,
+        typer.Option(
+            "--as-of",
+            metavar="WATERMARK",
+            help="As of the revision that a watermark pins, which is what a report --as-of it reads.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """List the objects of the catalog as of a revision, and who applied it, when and why."""
+    """List the objects of the catalog as of a revision or a watermark, and who applied it, when and why."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from metering.errors import BadInput
     from metering.settings import settings
     from metering.store.books import latest_revision, read_catalog, read_revision
     from metering.store.postgres import reading
+    from metering.store.watermarks import read_watermark
 
+    if revision is not None and as_of is not None:
+        raise BadInput("--revision and --as-of both name a revision; give one of them")
     with reading(settings()) as connection:
+        if as_of is not None:
+            revision = read_watermark(connection, as_of).knowledge.catalog_revision
         number = latest_revision(connection) if revision is None else revision
         objects = read_catalog(connection, number)
         applied = read_revision(connection, number) if number else None
@@ -142,6 +157,20 @@ def show(
             style="dim" if ended else None,
         )
     console.print(table)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a catalog file, for editors: it completes fields and marks mistakes.
+
+    Write it to a file beside the catalog and begin each YAML file with
+    `# yaml-language-server: $schema=catalog.schema.json`.
+    """
+    import json
+
+    from metering.catalog.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def _plan(connection: Connection, objects: CatalogObjects) -> tuple[Plan, datetime]:
