@@ -17,7 +17,19 @@ from tests.test_catalog import EXAMPLES, SOUND
 SCHEMA = json_schema()
 #: The keywords that `wrong` understands; the schema uses no others but those that only describe.
 CHECKED = {
-    *("$ref", "$defs", "anyOf", "type", "enum", "const", "minimum", "maximum", "minLength", "maxLength", "pattern"),
+    *(
+        "$ref",
+        "$defs",
+        "anyOf",
+        "type",
+        "enum",
+        "const",
+        "minimum",
+        "maximum",
+        "minLength",
+        "maxLength",
+        "pattern",
+    ),
     *("minItems", "minProperties", "items", "properties", "required", "additionalProperties"),
 }
 DESCRIBING = {"$schema", "title", "description", "default"}
