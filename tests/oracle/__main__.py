@@ -7,6 +7,8 @@ from collections import Counter
 
 from metering.errors import BadInput
 from tests.oracle.compare import MET, commitments_differ, differences, schedules_differ, sizes_differ
+from tests.oracle.demand_compare import DEMAND_MET, demand_differs
+from tests.oracle.demand_worlds import demand_world
 from tests.oracle.worlds import world
 
 
@@ -28,6 +30,7 @@ def main() -> int:
                 *schedules_differ(seed),
                 *commitments_differ(seed),
                 *sizes_differ(seed),
+                *demand_differs(demand_world(seed), met),
             ]
         except BadInput as refused:  # a world is legal by construction
             told = [f"seed {seed}: refused: {refused}"]
@@ -40,7 +43,7 @@ def main() -> int:
             print(f"{done:,} worlds, {wrong} differ, {rate:.2f} s each", file=sys.stderr, flush=True)
     for name in sorted(met):
         print(f"  {name}: {met[name]:,}")
-    missed = sorted(MET - {name for name in met if met[name]})
+    missed = sorted((MET | DEMAND_MET) - {name for name in met if met[name]})
     if missed:
         print(f"inconclusive: no world had {', '.join(missed)}; ask for more with --worlds")
     if wrong or not missed:

@@ -206,8 +206,12 @@ def _price(
         elif meter != "requests":
             found.unpriced.append((at, series, meter))
     terms = terms_of(book, contract)
-    for counted in ruled.values():
-        _count(found, counted, rules, book, contract, terms)
+    for (item, meters), counted in ruled.items():
+        units: dict[datetime, int] = defaultdict(int)
+        for (at, series, meter), quantity in rows.items():
+            if _said(series, "product") == item and meter in meters.split(","):
+                units[at] += quantity
+        _count(found, counted, units, rules, book, contract, terms)
 
 
 def terms_of(book: Book, contract: Row) -> Row:
@@ -221,22 +225,31 @@ def terms_of(book: Book, contract: Row) -> Row:
 def _count(
     found: Charges,
     counted: dict[datetime, dict[str, dict[tuple[Key, str], int]]],
+    units: dict[datetime, int],
     rules: dict[str, Row],
     book: Book,
     contract: Row,
     terms: Row,
 ) -> None:
-    """One counter through all its quarter hours: the position, and what each rule charges from there."""
-    begun: dict[tuple[str, datetime], dict[datetime, int]] = defaultdict(lambda: defaultdict(int))
-    for at, by_rule in counted.items():
-        for reset in {rules[rule]["reset"] for rule in by_rule}:
-            for priced in by_rule.values():
-                begun[reset, counter_of(at, reset, terms, contract)][at] += sum(priced.values())
+    """One counter through all its quarter hours: the position, and what each rule charges from there.
+
+    `units` of the product's meters count whatever prices them, rule or unit price.
+    """
     for at, by_rule in sorted(counted.items()):
-        whole = sum(quantity for priced in by_rule.values() for quantity in priced.values())
+        whole = units[at]
         for name, priced in by_rule.items():
             rule = rules[name]
-            span = begun[rule["reset"], counter_of(at, rule["reset"], terms, contract)]
+            if rule["model"] == "unit" and not rule["free_units"]:  # wherever the counter is
+                price = quanta(book.of("price_tiers", rule=name)[0]["unit_price"])
+                for (series, meter), quantity in priced.items():
+                    found.gross[at, series, meter] = quantity * price
+                continue
+            start = counter_of(at, rule["reset"], terms, contract)
+            span = {
+                each: quantity
+                for each, quantity in units.items()
+                if counter_of(each, rule["reset"], terms, contract) == start
+            }
             before = sum(quantity for earlier, quantity in span.items() if earlier < at)
             total = sum(span.values())
             amount = _charged(rule, book, before, before + whole, total)
