@@ -50,7 +50,9 @@ def fold_measures(ground: Ground, settings: Settings, progress: Progress) -> lis
     progress(f"folding {events:,} events, {LIVE_BATCHES} batches at a time")
     live = _fold(ground, settings.model_copy(update={"fold_batches_max": LIVE_BATCHES}))
     with psycopg.connect(settings.database_url.get_secret_value()) as connection:
-        connection.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
+        connection.execute(
+            "TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, limit_minutes, fold_positions"
+        )
     progress("rebuilding the rollups from zero")
     rebuild = _fold(ground, settings)
     return [

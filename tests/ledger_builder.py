@@ -194,7 +194,7 @@ class Ledger:
         """Every rollup row with its interval, and the fold's positions, sorted: to compare two states."""
         return {
             table: self.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3, 4, 5")
-            for table in ("usage_quarters", "pool_minutes", "pool_customer_minutes")
+            for table in ("usage_quarters", "pool_minutes", "pool_customer_minutes", "limit_minutes")
         } | {"fold_positions": self.execute("SELECT * FROM fold_positions ORDER BY 1")}
 
     def _rows(self, events: Sequence[Event], batch_id: int) -> tuple[Rows, list[str]]:

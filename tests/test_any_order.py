@@ -67,6 +67,9 @@ def outcome(connection: psycopg.Connection[Any]) -> dict[str, list[tuple[Any, ..
         "GROUP BY minute, pool, ran_on, model_served",
         "customers": "SELECT minute, customer, pool, sum(requests), sum(output_tokens) FROM pool_customer_minutes "
         "JOIN series USING (series_id) GROUP BY minute, customer, pool",
+        "holders": "SELECT minute, customer, product, p.project, s.seat, sum(requests), sum(output_tokens) "
+        "FROM limit_minutes JOIN series USING (series_id) LEFT JOIN projects p USING (project_id) "
+        "LEFT JOIN seats s USING (seat_id) GROUP BY minute, customer, product, p.project, s.seat",
         "ends": "SELECT kind, sum(received), sum(accepted), sum(duplicate), sum(conflict), sum(rejected) "
         "FROM ingest_batches JOIN stream_positions USING (intake_id) GROUP BY kind",
         "sources": "SELECT source, sum(accepted), sum(duplicate) FROM batch_sources JOIN sources USING (source_id) "

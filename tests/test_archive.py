@@ -107,7 +107,9 @@ def test_a_day_goes_to_a_file_and_comes_back_row_for_row(settings: Settings, led
     assert ledger.execute("SELECT to_regclass('usage_events_20261001')") == [(None,)]
     assert differences(settings) == {}
     # a fold from zero reads the file
-    ledger.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
+    ledger.execute(
+        "TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, limit_minutes, fold_positions"
+    )
     fold.run(until_idle=True, settings=settings)
     assert sum(row[3] for row in ledger.rollups()["usage_quarters"]) == sum(
         row[3] for row in folded["usage_quarters"]
@@ -209,6 +211,7 @@ def test_a_damaged_file_is_named_and_nothing_else_stops(
         "usage_quarters",
         "pool_minutes",
         "pool_customer_minutes",
+        "limit_minutes",
     }
     with pytest.raises(WrongWorld, match=f"the archive of 2026-10-01 at .*{says}"):
         worker.restore_day(settings, FIRST)
@@ -494,6 +497,7 @@ def test_a_rollup_that_came_with_an_upgrade_is_filled_from_archived_days_too(
             return [
                 rollups.read_pool_usage(connection, *span),
                 rollups.read_pool_customer_usage(connection, *span, ["north"]),
+                rollups.read_limit_usage(connection, *span),
             ]
 
     ledger.batch(
@@ -502,7 +506,7 @@ def test_a_rollup_that_came_with_an_upgrade_is_filled_from_archived_days_too(
     fold.run(until_idle=True, settings=settings)
     pin(settings)
     before, as_kept = ledger.rollups(), [read_back(as_of) for as_of in (1, 2, 3, None)]
-    assert [customers["uncached_input_tokens"].to_list() for _, customers in as_kept] == [
+    assert [customers["uncached_input_tokens"].to_list() for _, customers, _ in as_kept] == [
         [100], [100], [100, 3], [100, 3],
     ]  # fmt: skip
     ledger.execute("UPDATE stream_positions SET seen_until = '2026-10-19'")
@@ -519,17 +523,26 @@ def test_a_rollup_that_came_with_an_upgrade_is_filled_from_archived_days_too(
     assert [row[:3] for row in ledger.rollups()["pool_customer_minutes"]] == [
         (instant("2026-10-02 10:20:00"), 1, 4)
     ]
+    assert len(ledger.rollups()["limit_minutes"]) == 1
     unfilled = "came with an upgrade and lacks what was folded before it; run `metering rebuild rollups`"
     with pytest.raises(WrongWorld, match=f"pool_customer_minutes {unfilled}"):
         read_back(None)
-    assert list(differences(settings)) == ["pool_customer_minutes"]
+    with postgres.reading(settings) as connection, pytest.raises(WrongWorld, match="limit_minutes came with"):
+        rollups.read_limit_usage(connection, instant("2026-10-01"), instant("2026-11-01"), None)
+    assert list(differences(settings)) == ["pool_customer_minutes", "limit_minutes"]
     assert unfilled in differences(settings)["pool_customer_minutes"]
-    assert [each.differing for each in rebuild(settings, dry_run=True).differences] == [0, 0, 2]
+    assert [each.differing for each in rebuild(settings, dry_run=True).differences] == [
+        0,
+        0,
+        2,
+        len(before["limit_minutes"]),
+    ]
     assert unfilled in differences(settings)["pool_customer_minutes"]
     assert rebuild(settings, dry_run=False).swapped
     assert differences(settings) == {}
     kept = before["pool_customer_minutes"]
     assert [row for row in ledger.rollups()["pool_customer_minutes"] if row[2] < 4] == kept
+    assert [row for row in ledger.rollups()["limit_minutes"] if row[4] < 4] == before["limit_minutes"]
     for was, now in zip(as_kept[:3], [read_back(as_of) for as_of in (1, 2, 3)], strict=True):
         assert all(one.equals(other) for one, other in zip(was, now, strict=True))
     assert not rebuild(settings, dry_run=False).swapped

@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from metering.core.folding import (
     CUSTOMER_MINUTE_SUMS,
     FOLDABLE,
+    LIMIT_SUMS,
     MINUTE_SUMS,
     QUARTER_SUMS,
     SERIES_POOLS,
@@ -82,7 +83,7 @@ def test_edges_of_minutes_and_quarters_and_what_counts() -> None:
         """,
         FOLDABLE,
     )
-    quarters, minutes, customers = fold(rows, SERIES)
+    quarters, minutes, customers, holders = fold(rows, SERIES)
     check(
         quarters,
         """
@@ -116,11 +117,38 @@ def test_edges_of_minutes_and_quarters_and_what_counts() -> None:
         2026-10-31 10:01 | 2         | 1        | 8                     | 80
         """,
     )
+    # everything, whether or not it was meant for a pool, by who held it
+    assert holders["requests"].sum() == 4
+    assert holders.height == 7
+
+
+def test_minutes_of_holders_tell_projects_and_seats_apart() -> None:
+    rows = read(
+        """
+        occurred_at         | series_id | project_id | seat_id | requests | output_tokens
+        2026-10-31 10:00:01 | 1         | 0          | 0       | 1        | 1
+        2026-10-31 10:00:02 | 1         | 7          | 0       | 1        | 2
+        2026-10-31 10:00:03 | 1         | 7          | 3       | 1        | 4
+        2026-10-31 10:00:04 | 1         | 7          | 3       | 1        | 8
+        2026-10-31 10:00:05 | 4         | 7          | 3       | -1       | -8
+        """,
+        FOLDABLE,
+    )
+    check(
+        fold(rows, SERIES)[3],
+        """
+        minute           | series_id | project_id | seat_id | requests | output_tokens
+        2026-10-31 10:00 | 1         | 0          | 0       | 1        | 1
+        2026-10-31 10:00 | 1         | 7          | 0       | 1        | 2
+        2026-10-31 10:00 | 1         | 7          | 3       | 2        | 12
+        2026-10-31 10:00 | 4         | 7          | 3       | -1       | -8
+        """,
+    )
 
 
 def test_nothing_folds_to_nothing() -> None:
     folded = fold(FOLDABLE.empty(), SERIES_POOLS.empty())
-    declared = (QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS)
+    declared = (QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS, LIMIT_SUMS)
     assert all(sums.equals(frame.empty()) for sums, frame in zip(folded, declared, strict=True))
 
 
@@ -140,20 +168,23 @@ def test_the_largest_quantities_do_not_wrap() -> None:
         ]
         * 1000
     )
-    quarters, minutes, customers = fold(rows, SERIES)
+    quarters, minutes, customers, holders = fold(rows, SERIES)
+    assert set(holders.row(0)[4:]) == {1000, 1000 * largest}
     assert set(quarters.row(0)[2:]) == set(customers.row(0)[2:]) == {1000, 1000 * largest}
     assert set(minutes.row(0)[7:]) == {1000, 1000 * largest}
 
 
 events = st.builds(
-    lambda second, series, compensating, amounts: (
+    lambda second, series, holder, compensating, amounts: (
         instant("2026-10-31") + timedelta(seconds=second, microseconds=second * 7 % 1_000_000),
         series,
+        *holder,
         compensating,
         *(-amount if compensating else amount for amount in amounts),
     ),
     st.integers(0, 7200),
     st.integers(1, 4),
+    st.sampled_from([(0, 0), (1, 0), (0, 1)]),
     st.booleans(),
     st.lists(st.integers(0, 2**31 - 1), min_size=len(METERS), max_size=len(METERS)),
 )
@@ -168,7 +199,7 @@ def test_folds_add_up_in_any_order_and_chunking(rows: list[tuple], cuts: list[in
     shuffled = random.sample(rows, len(rows))
     edges = sorted({0, len(rows), *(cut for cut in cuts if cut < len(rows))})
     parts = [fold(frame(shuffled[start:end]), SERIES) for start, end in pairwise(edges)] or [whole]
-    for place, declared in enumerate((QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS)):
+    for place, declared in enumerate((QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS, LIMIT_SUMS)):
         added = pl.concat([part[place] for part in parts]).group_by(declared.key).sum()
         assert declared.conform(added).equals(whole[place])
     every_customer = whole[2].join(SERIES, on="series_id").group_by(MINUTE_SUMS.key)
@@ -258,6 +289,7 @@ def test_run_it_twice(settings: Settings, ledger: Ledger) -> None:
     assert once["usage_quarters"]
     assert once["pool_minutes"]
     assert once["pool_customer_minutes"]
+    assert once["limit_minutes"]
     run(settings)
     assert ledger.rollups() == once
 
@@ -274,7 +306,9 @@ def test_any_chunking_gives_the_same_rollups(settings: Settings, ledger: Ledger,
             pass
     assert [row[1] for row in ledger.rollups()["fold_positions"]] == [1, 3, 5]
     chunked = ledger.rollups()
-    ledger.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
+    ledger.execute(
+        "TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, limit_minutes, fold_positions"
+    )
     run(settings)
     assert ledger.rollups() == chunked
 
@@ -338,7 +372,9 @@ def test_many_folds_at_once_count_everything_once(settings: Settings, ledger: Le
     for thread in threads:
         thread.join(60)
     together = ledger.rollups()
-    ledger.execute("TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, fold_positions")
+    ledger.execute(
+        "TRUNCATE usage_quarters, pool_minutes, pool_customer_minutes, limit_minutes, fold_positions"
+    )
     run(settings)
     assert ledger.rollups() == together
 

@@ -38,6 +38,7 @@ settle    settlements        i
 settle    stream_positions   iu
 settle    usage_events       i
 fold      fold_positions     iu
+fold      limit_minutes      iud
 fold      period_closes      i
 fold      pool_customer_minutes iud
 fold      pool_minutes       iud
@@ -155,7 +156,7 @@ def test_a_number_that_is_none_cannot_enter(settings: Settings) -> None:
         kinds = connection.execute(
             text(
                 "SELECT DISTINCT data_type FROM information_schema.columns WHERE table_name IN "
-                "('usage_events', 'usage_quarters', 'pool_minutes', 'pool_customer_minutes') AND "
+                "('usage_events', 'usage_quarters', 'pool_minutes', 'pool_customer_minutes', 'limit_minutes') AND "
                 "(column_name LIKE '%tokens' OR column_name LIKE '%ms' OR column_name = 'requests')"
             )
         ).scalars()

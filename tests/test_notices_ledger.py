@@ -47,7 +47,7 @@ def differences(settings: Settings) -> dict[str, str]:
 def rollups(database: psycopg.Connection[Any]) -> list[list[tuple[Any, ...]]]:
     return [
         database.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
-        for table in ("usage_quarters", "pool_minutes", "pool_customer_minutes")
+        for table in ("usage_quarters", "pool_minutes", "pool_customer_minutes", "limit_minutes")
     ]
 
 

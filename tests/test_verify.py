@@ -77,6 +77,7 @@ def test_an_honest_ledger_passes_and_nothing_moves(settings: Settings, honest: L
         ("usage_quarters", "7 rows"),
         ("pool_minutes", "2 rows"),
         ("pool_customer_minutes", "2 rows"),
+        ("limit_minutes", "7 rows"),
         ("fold positions", "4 batches folded"),
         ("watermarks", "2 heads"),
         ("catalog revisions", "0 revisions"),
@@ -123,12 +124,24 @@ DAMAGE = [
         },
     ),
     (
+        "limit_minutes SET project_id = 9",
+        {"limit_minutes": "project_id 1, seat_id 0, interval_id 1: the ledger has usage there"},
+    ),
+    (
         f"usage_events SET output_tokens = 2 WHERE {ROW}",
-        {"usage_quarters": "output_tokens sum to 2 in the ledger, the rollup says 1", **ROOT},
+        {
+            **dict.fromkeys(
+                ("usage_quarters", "limit_minutes"), "output_tokens sum to 2 in the ledger, the rollup says 1"
+            ),
+            **ROOT,
+        },
     ),
     (f"usage_events SET digest = 0 WHERE {ROW}", ROOT),
     (f"usage_events SET duration_ms = NULL WHERE {ROW}", ROOT),
-    (f"usage_events SET project_id = 77 WHERE {ROW}", ROOT),
+    (
+        f"usage_events SET project_id = 77 WHERE {ROW}",
+        {"limit_minutes": "project_id 0, seat_id 0, interval_id 1: the rollup has a row there", **ROOT},
+    ),
     (f"usage_events SET ordinal = 2 WHERE {ROW}", {"ledger rows": "two ledger rows of ordinal 2"}),
     ("usage_events SET event_id = 'another' WHERE event_id <> ''", ROOT),
     ("projects SET project = 'beta'", ROOT),
@@ -184,6 +197,7 @@ LOSS = [
         {
             "batch counts": "accepted 4 events, the ledger holds 3",
             "usage_quarters": "the ledger no usage",
+            "limit_minutes": "the ledger no usage",
             **ROOT,
         },
     ),
@@ -195,7 +209,9 @@ LOSS = [
         "DELETE FROM watermarks WHERE watermark_id = 1",
         {
             "watermarks": "watermark 1 is missing",
-            **dict.fromkeys(("usage_quarters", "pool_minutes", "pool_customer_minutes"), "interval"),
+            **dict.fromkeys(
+                ("usage_quarters", "pool_minutes", "pool_customer_minutes", "limit_minutes"), "interval"
+            ),
         },
     ),
 ]
@@ -241,13 +257,14 @@ def test_as_of_a_watermark_only_what_was_there_is_looked_at(settings: Settings, 
     assert found(settings) != {}
     honest.execute(f"UPDATE usage_events SET output_tokens = 2 WHERE {ROW}")
     damaged = {name for name, (_, difference) in seen(1).items() if difference}
-    assert damaged == {"usage_quarters", "ledger rows"}
+    assert damaged == {"usage_quarters", "limit_minutes", "ledger rows"}
 
 
 def test_truncation_is_found(settings: Settings, honest: Ledger) -> None:
     honest.execute("TRUNCATE usage_events")
     assert found(settings, roots=False).keys() == {
         "batch counts", "details", "usage_quarters", "pool_minutes", "pool_customer_minutes",
+        "limit_minutes",
     }  # fmt: skip
 
 

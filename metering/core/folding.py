@@ -1,4 +1,4 @@
-"""Folding: ledger rows in, sums per quarter hour and series, per minute and pool, per minute, pool and customer out.
+"""Folding: ledger rows in, sums out: per quarter hour and series; per minute and pool, pool and customer, and holder.
 
 A row counts its requests (usage one, a compensating row takes one away, an adjustment none) and its meters,
 on the minute and the quarter hour in which it ended: an instant on an edge begins its own. Sums are exact
@@ -23,6 +23,8 @@ FOLDABLE: Final = Frame(
     {
         "occurred_at": INSTANT,
         "series_id": pl.Int32,
+        "project_id": pl.Int32,  # 0: not said
+        "seat_id": pl.Int32,
         "requests": pl.Int32,
         **dict.fromkeys(METERS, pl.Int32),
     },
@@ -68,30 +70,40 @@ CUSTOMER_MINUTE_SUMS: Final = Frame(
     {"minute": INSTANT, "series_id": pl.Int32, **_BIGINTS},
     key=("minute", "series_id"),
 )
+#: The minutes of every series by who held the limits that it counts in, whatever pool it was meant for.
+LIMIT_SUMS: Final = Frame(
+    "LIMIT_SUMS",
+    {"minute": INSTANT, "series_id": pl.Int32, "project_id": pl.Int32, "seat_id": pl.Int32, **_BIGINTS},
+    key=("minute", "series_id", "project_id", "seat_id"),
+)
 
 _SUMS: Final = [pl.col(name).sum() for name in _BIGINTS]
 
 
-def fold(rows: pl.DataFrame, series: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+def fold(
+    rows: pl.DataFrame, series: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Fold FOLDABLE rows with the SERIES_POOLS of all their series.
 
-    Returns (QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS). Minutes hold the rows whose series is meant for
-    a pool and counts for cost: a charge that was taken back leaves what the pool burned. A row whose series is
-    missing is an assert.
+    Returns (QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS, LIMIT_SUMS). Minutes of pools hold the rows whose
+    series is meant for a pool and counts for cost: a charge that was taken back leaves what the pool burned.
+    LIMIT_SUMS hold all rows: limits take what counts for charge of them, quotas of providers what counts for cost.
+    A row whose series is missing is an assert.
     """
     rows, series = FOLDABLE.conform(rows), SERIES_POOLS.conform(series)
     assert rows.height < ROWS_MAX, f"{rows.height} rows in one fold; fold fewer batches at once"
     unknown = rows.join(series, on="series_id", how="anti")
     assert unknown.is_empty(), f"no series {unknown['series_id'][0]} among those given"
-    # per minute and series first: all results are small sums of it
-    minutes = (
+    # per minute, series and holder first: all results are small sums of it
+    held = (
         rows.with_columns(
             pl.col("occurred_at").dt.truncate("1m").alias("minute"),
             *(pl.col(name).cast(pl.Int64) for name in _BIGINTS),
         )
-        .group_by("minute", "series_id")
+        .group_by(LIMIT_SUMS.key)
         .agg(_SUMS)
     )
+    minutes = held.group_by("minute", "series_id").agg(_SUMS)
     quarters = (
         minutes.with_columns(pl.col("minute").dt.truncate("15m").alias("quarter_start"))
         .group_by("quarter_start", "series_id")
@@ -106,4 +118,4 @@ def fold(rows: pl.DataFrame, series: pl.DataFrame) -> tuple[pl.DataFrame, pl.Dat
         .group_by(MINUTE_SUMS.key)
         .agg(_SUMS)
     )
-    return QUARTER_SUMS.conform(quarters), MINUTE_SUMS.conform(pools), customers
+    return QUARTER_SUMS.conform(quarters), MINUTE_SUMS.conform(pools), customers, LIMIT_SUMS.conform(held)

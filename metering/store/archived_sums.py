@@ -14,13 +14,14 @@ from metering.store.archives import Archive
 from metering.store.postgres import driver
 from metering.store.rollups import COUNTS, REQUESTS
 
-_MINUTES: Final = ("batch_id", "minute", "series_id", *SUMS)
+_MINUTES: Final = ("batch_id", "minute", "series_id", "project_id", "seat_id", *SUMS)
 #: Temporary tables of `postgres.reading`, which `stage` fills.
 SCRATCH: Final = (
     "CREATE TEMPORARY TABLE archived_batches ("
     "batch_id bigint NOT NULL, source_id integer NOT NULL, rows bigint NOT NULL); "
     "CREATE TEMPORARY TABLE archived_minutes (batch_id bigint NOT NULL, minute timestamptz NOT NULL, "
-    f"series_id integer NOT NULL, {', '.join(f'{name} bigint NOT NULL' for name in SUMS)})"
+    f"series_id integer NOT NULL, project_id integer NOT NULL, seat_id integer NOT NULL, "
+    f"{', '.join(f'{name} bigint NOT NULL' for name in SUMS)})"
 )
 
 
@@ -41,11 +42,11 @@ def stage(connection: Connection, archived: Sequence[Archive]) -> str | None:
                 .select(
                     "batch_id",
                     pl.col("occurred_at").dt.truncate("1m").alias("minute"),
-                    "series_id",
+                    *("series_id", "project_id", "seat_id"),
                     pl.sql_expr(REQUESTS).cast(pl.Int64).alias("requests"),
                     *(pl.col(meter).cast(pl.Int64) for meter in METERS),
                 )
-                .group_by("batch_id", "minute", "series_id")
+                .group_by("batch_id", "minute", "series_id", "project_id", "seat_id")
                 .sum()
                 .collect()
             )

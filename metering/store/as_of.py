@@ -41,7 +41,7 @@ _BY_BATCH: Final = (
     "settlements",
     "bills",
 )
-_BY_INTERVAL: Final = ("usage_quarters", "pool_minutes", "pool_customer_minutes")
+_BY_INTERVAL: Final = ("usage_quarters", "pool_minutes", "pool_customer_minutes", "limit_minutes")
 
 
 def everything(statement: str) -> str:

@@ -21,6 +21,8 @@ from metering.errors import WrongWorld
 from metering.frames import (
     DIMENSIONS,
     INSTANT,
+    LIMIT_USAGE,
+    ON_DEMAND_USAGE,
     POOL_CUSTOMER_USAGE,
     POOL_USAGE,
     SERVED,
@@ -40,6 +42,8 @@ Driver = psycopg.Connection[Any]
 _FOLDABLE: Final = {
     "occurred_at": "instant",
     "series_id": "int4",
+    "project_id": "int4",
+    "seat_id": "int4",
     "source_id": "int4",
     "event_type": "int2",
     **dict.fromkeys(METERS, "int4"),
@@ -55,11 +59,13 @@ KEYS: Final = {
     "usage_quarters": ("quarter_start", "series_id"),
     "pool_minutes": _POOL_KEY,
     "pool_customer_minutes": ("minute", "series_id"),
+    "limit_minutes": ("minute", "series_id", "project_id", "seat_id"),
 }
 _STAGES: Final = {
     "usage_quarters": "folded_quarters",
     "pool_minutes": "folded_minutes",
     "pool_customer_minutes": "folded_customers",
+    "limit_minutes": "folded_holders",
 }
 
 
@@ -110,7 +116,9 @@ def read_foldable(connection: Connection, batch_ids: list[int]) -> pl.DataFrame:
     pieces = list(read_batches(connection, batch_ids, _FOLDABLE, COUNTS).values())
     frame = _frame(pieces, _FOLDABLE)
     return frame.select(
-        "occurred_at", "series_id", pl.sql_expr(REQUESTS).cast(pl.Int32).alias("requests"), *METERS
+        *("occurred_at", "series_id", "project_id", "seat_id"),
+        pl.sql_expr(REQUESTS).cast(pl.Int32).alias("requests"),
+        *METERS,
     )
 
 
@@ -128,7 +136,7 @@ def open_interval(connection: Connection) -> int:
 def add_sums(
     connection: Connection, interval_id: int, sums: Sequence[pl.DataFrame], beside: str = ""
 ) -> None:
-    """Add the QUARTER_SUMS, MINUTE_SUMS and CUSTOMER_MINUTE_SUMS of a fold to the rows of an interval.
+    """Add the QUARTER_SUMS, MINUTE_SUMS, CUSTOMER_MINUTE_SUMS and LIMIT_SUMS of a fold to the rows of an interval.
 
     A sum beyond 64 bits is an error. `beside`: what stands before the names of the tables, where it is not to
     the rollups themselves.
@@ -216,6 +224,82 @@ def read_pool_customer_usage(
     raw = driver(connection)
     where = _span("minute", start, until, as_of, raw) + _meant_for(pools, raw)
     return _read_series_sums(connection, "pool_customer_minutes", where, POOL_CUSTOMER_USAGE, MINUTE)
+
+
+def read_limit_usage(
+    connection: Connection,
+    start: datetime,
+    until: datetime,
+    as_of: int | None,
+    customers: Sequence[str] | None = None,
+) -> pl.DataFrame:
+    """Usage per minute, customer, product, project and seat that counts for charge, in [start, until): LIMIT_USAGE.
+
+    `as_of` as above; `customers`: only theirs, None for all. Rows of one key may be split. Raises WrongWorld while
+    the rollup lacks what was folded before the database had it.
+    """
+    raw = driver(connection)
+    counts = "series_id IN (SELECT series_id FROM series WHERE counts_for IN ('charge_and_cost', 'charge')"
+    if customers is not None:
+        of_these = sql.SQL(" AND customer = ANY({})").format(sql.Literal(list(customers)))
+        counts += of_these.as_string(raw)
+    rows, series = _read_minutes(connection, f"{_span('minute', start, until, as_of, raw)} AND {counts})")
+    for table, column in (("projects", "project"), ("seats", "seat")):
+        named = _names(connection, table, column, rows[f"{column}_id"].unique().to_list())
+        rows = rows.join(named, on=f"{column}_id", how="left", validate="m:1", maintain_order="left")
+    return rows.join(
+        series.select("series_id", "customer", "product"),
+        on="series_id",
+        how="left",
+        validate="m:1",
+        maintain_order="left",
+    ).select(*LIMIT_USAGE.columns)
+
+
+def read_on_demand_usage(
+    connection: Connection, start: datetime, until: datetime, as_of: int | None
+) -> pl.DataFrame:
+    """Usage per minute of what ran on demand and counts for cost, in [start, until): ON_DEMAND_USAGE.
+
+    `as_of` as above. Raises WrongWorld while the rollup lacks what was folded before the database had it.
+    """
+    where = (
+        f"{_span('minute', start, until, as_of, driver(connection))} AND series_id IN (SELECT series_id FROM series "
+        "WHERE counts_for IN ('charge_and_cost', 'cost') AND ran_on IN ('overflow', 'on_demand'))"
+    )
+    rows, series = _read_minutes(connection, where)
+    by = ON_DEMAND_USAGE.key
+    return ON_DEMAND_USAGE.conform(
+        rows.join(series, on="series_id", validate="m:1")
+        .group_by(by)
+        .agg(pl.col(name).sum() for name in SUMS)
+    )
+
+
+def _read_minutes(connection: Connection, where: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Rows of limit_minutes with their sums as SUM, and the series of them."""
+    if says := unfilled(connection).get("limit_minutes"):
+        raise WrongWorld(f"limit_minutes {says}")
+    ids = ("series_id", "project_id", "seat_id")
+    kinds = {"minute": "instant", **dict.fromkeys(ids, "int4"), **dict.fromkeys(SUMS, "int8")}
+    query = f"SELECT {', '.join(kinds)} FROM limit_minutes WHERE {where} ORDER BY minute"
+    rows = _frame(list(copy_out(driver(connection), query, kinds)), kinds)
+    series = _read_series(connection, rows["series_id"].unique().to_list())
+    return rows.with_columns(pl.col(*SUMS).cast(SUM)), series
+
+
+def _names(connection: Connection, table: str, column: str, ids: list[int]) -> pl.DataFrame:
+    """The texts that small integers stand for, '' for 0: column_id, column."""
+    found = connection.execute(
+        text(f"SELECT {column}_id, {column} FROM {table} WHERE {column}_id = ANY(:ids)"), {"ids": ids}
+    ).all()
+    said = {0: "", **dict(tuple(row) for row in found)}
+    if missing := set(ids) - said.keys():
+        raise WrongWorld(
+            f"{table}: rows point at {min(missing)}, which does not exist. Run `metering verify`"
+        )
+    schema = {f"{column}_id": pl.Int32, column: pl.String}
+    return pl.DataFrame(list(said.items()), schema=schema, orient="row")
 
 
 def _meant_for(pools: Sequence[str] | None, raw: Driver) -> str:

@@ -440,6 +440,17 @@ pool_customer_minutes = Table(
     *(_required(name, BigInteger) for name in _sums),
     PrimaryKeyConstraint("minute", "series_id", "interval_id"),
 )
+limit_minutes = Table(
+    "limit_minutes",
+    metadata,
+    _required("minute", _instant()),
+    _required("series_id", Integer),
+    _required("project_id", Integer),
+    _required("seat_id", Integer),
+    _required("interval_id", BigInteger),
+    *(_required(name, BigInteger) for name in _sums),
+    PrimaryKeyConstraint("minute", "series_id", "project_id", "seat_id", "interval_id"),
+)
 #: Rollups that came with an upgrade and lack what was folded before it.
 unfilled_rollups = Table("unfilled_rollups", metadata, _required("rollup", Text, primary_key=True))
 fold_positions = Table(

@@ -126,7 +126,7 @@ def _through(scope: Scope, archived: Sequence[archives.Archive]) -> Scope:
     marks = {
         _IN_POSTGRES: archives.in_postgres(archived),
         _ARCHIVED_ROWS: f"UNION ALL SELECT batch_id, source_id, rows FROM archived_batches {known}",
-        _ARCHIVED_MINUTES: f"UNION ALL SELECT minute, series_id, interval_id, {', '.join(SUMS)} "
+        _ARCHIVED_MINUTES: f"UNION ALL SELECT minute, series_id, project_id, seat_id, interval_id, {', '.join(SUMS)} "
         "FROM archived_minutes JOIN folded USING (batch_id)",
     }
 
@@ -301,7 +301,8 @@ def _head_difference(row: Row[Any], sequence: int, offset: int | None, previous:
 
 _POOL_KEY: Final = "pool, ran_on, model_served, tier_served, region, context_breakpoint"
 _SUMMED: Final = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
-#: The sums that the rollups must hold: per minute, series and interval, then per quarter hour and per pool.
+#: The sums that the rollups must hold: per minute, series, project, seat and interval, then per series, per quarter
+#: hour and per pool.
 #: A batch belongs to the first watermark whose position lies beyond it, else to the open interval.
 _RECOMPUTED: Final = f"""
     WITH bounds AS (
@@ -313,12 +314,15 @@ _RECOMPUTED: Final = f"""
         SELECT batch_id, coalesce(ids[width_bucket(sequence, ends) + 1], :open_interval) AS interval_id
         FROM ingest_batches JOIN fold_positions f USING (intake_id) LEFT JOIN bounds USING (intake_id)
         WHERE sequence < f.next_sequence),
+    holders AS MATERIALIZED (
+        SELECT minute, series_id, project_id, seat_id, interval_id, {_SUMMED} FROM (
+            SELECT date_bin('1 minute', occurred_at, 'epoch') AS minute, series_id, project_id, seat_id,
+                interval_id, {REQUESTS} AS requests, {", ".join(METERS)}
+            FROM usage_events JOIN folded USING (batch_id) WHERE {COUNTS} AND {_IN_POSTGRES}
+            {_ARCHIVED_MINUTES}) counted
+        GROUP BY 1, 2, 3, 4, 5),
     minutes AS MATERIALIZED (
-        SELECT date_bin('1 minute', occurred_at, 'epoch') AS minute, series_id, interval_id,
-            sum({REQUESTS}) AS requests,
-            {", ".join(f"sum({meter}) AS {meter}" for meter in METERS)}
-        FROM usage_events JOIN folded USING (batch_id) WHERE {COUNTS} AND {_IN_POSTGRES}
-        GROUP BY 1, 2, 3 {_ARCHIVED_MINUTES}),
+        SELECT minute, series_id, interval_id, {_SUMMED} FROM holders GROUP BY 1, 2, 3),
     quarters AS (
         SELECT date_bin('15 minutes', minute, 'epoch') AS quarter_start, series_id, interval_id, {_SUMMED}
         FROM minutes GROUP BY 1, 2, 3),
@@ -333,8 +337,9 @@ _ROLLUP_KEYS: Final = {
     "usage_quarters": "quarter_start, series_id",
     "pool_minutes": f"minute, {_POOL_KEY}",
     "pool_customer_minutes": "minute, series_id",
+    "limit_minutes": "minute, series_id, project_id, seat_id",
 }
-_RECOMPUTED_AS: Final = dict(zip(_ROLLUP_KEYS, ("quarters", "pools", "customers"), strict=True))
+_RECOMPUTED_AS: Final = dict(zip(_ROLLUP_KEYS, ("quarters", "pools", "customers", "holders"), strict=True))
 
 
 def compared(recomputed: str, rollup: str, key: str) -> str:

@@ -273,11 +273,15 @@ def _rollup_differences(database: psycopg.Connection[Any], traffic: Traffic) -> 
         f"SELECT minute, pool || ' ' || customer, {totals} FROM pool_customer_minutes JOIN series USING (series_id) "
         "GROUP BY 1, 2"
     )
+    holders = (
+        f"SELECT minute, customer, {totals} FROM limit_minutes JOIN series USING (series_id) GROUP BY 1, 2"
+    )
     found = []
     for name, query, wanted in (
         ("usage_quarters", quarters, traffic.sums(15, pools=False, customers=True)),
         ("pool_minutes", minutes, traffic.sums(1, pools=True, customers=False)),
         ("pool_customer_minutes", customers, traffic.sums(1, pools=True, customers=True)),
+        ("limit_minutes", holders, traffic.sums(1, pools=False, customers=True)),
     ):
         kept = {(start, who): tuple(sums) for start, who, *sums in database.execute(query) if any(sums)}
         for key in sorted(kept.keys() | wanted.keys()):

@@ -107,7 +107,13 @@ class Ledger:
     def folded(self) -> list[tuple[Any, ...]]:
         """Everything that the fold writes."""
         rows: list[tuple[Any, ...]] = []
-        for table in ("usage_quarters", "pool_minutes", "pool_customer_minutes", "fold_positions"):
+        for table in (
+            "usage_quarters",
+            "pool_minutes",
+            "pool_customer_minutes",
+            "limit_minutes",
+            "fold_positions",
+        ):
             rows += self.database.execute(f"SELECT * FROM {table} ORDER BY {table}::text").fetchall()
         return rows
 
