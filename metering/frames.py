@@ -183,6 +183,19 @@ LIMIT_USAGE: Final = Frame(
     },
     key=("minute", "customer", "product", "project", "seat"),
 )
+#: The same by series: what a holder's use was made of, and where it ran.
+HELD_USAGE: Final = Frame(
+    "HELD_USAGE",
+    {
+        "minute": INSTANT,
+        **DIMENSIONS,
+        "project": pl.String,  # '' where not said
+        "seat": pl.String,
+        **SUMS,
+    },
+    key=("minute", *DIMENSIONS, "project", "seat"),
+    nullable=frozenset({"pool"}),
+)
 #: Requests that were turned away by a limit, once each: the first such refusal of every customer and request_id.
 LIMIT_REFUSED: Final = Frame(
     "LIMIT_REFUSED",

@@ -315,7 +315,7 @@ def scaled(traffic: Traffic, which: Which, factor: Decimal) -> Traffic:
             _shared(traffic.usage.filter(which.rows("quarter_start") & _in_cells()), cells),
         ]
     )
-    return _conform(usage, pl.concat([traffic.minutes.filter(~chosen), new]))
+    return conformed(usage, pl.concat([traffic.minutes.filter(~chosen), new]))
 
 
 def moved(traffic: Traffic, which: Which, share: Decimal, into: Mapping[str, str]) -> Traffic:
@@ -333,7 +333,7 @@ def moved(traffic: Traffic, which: Which, share: Decimal, into: Mapping[str, str
         chosen = chosen & (pl.col("pool") != into["pool"])
     rows = traffic.minutes.filter(chosen)
     gone = rows.with_columns((pl.col(name) * part // one).cast(SUM).alias(name) for name in _QUANTITIES)
-    traffic = _carried(traffic, gone, to)
+    traffic = carried(traffic, gone, to)
     if "pool" in into:
         return traffic
     # without minutes: what ran on demand and was meant for no pool
@@ -345,7 +345,7 @@ def moved(traffic: Traffic, which: Which, share: Decimal, into: Mapping[str, str
         (pl.col(name) - pl.col(name) * part // one).cast(SUM).alias(name) for name in _QUANTITIES
     )
     went = went.with_columns(pl.lit(value).alias(name) for name, value in into.items())
-    return _conform(pl.concat([stays, rest, went.select(stays.columns)]), traffic.minutes)
+    return conformed(pl.concat([stays, rest, went.select(stays.columns)]), traffic.minutes)
 
 
 @dataclass(frozen=True)
@@ -368,8 +368,8 @@ def settled(
 
     before: the capacity of the recorded usage. books: of the scenario. pools: those that the scenario touches.
 
-        in    where a pool has more available than it had, or traffic came to it: of its overflow, the largest
-              share with which every dimension still has room
+        in    where a pool has more room (available - burn) than it had, or traffic came to it: of its overflow,
+              the largest share with which every dimension still has room
         out   of what ran in the pool, the smallest share with which every dimension is within available +
               the overrun that was recorded in that minute: a request lands its whole burn on the minute in which
               it ended, and that is no reason to think that it would have been turned away
@@ -385,19 +385,22 @@ def settled(
     within = replace(traffic, minutes=rows)
     state = capacity(within.pool_usage(), books, period).utilization.filter(of)
     was = before.utilization.select(
-        *by, pl.col("available").alias("_was"), pl.col("overrun").alias("_overrun")
+        *by,
+        (pl.col("available") - pl.col("burn")).alias("_room"),
+        pl.col("overrun").alias("_overrun"),
     )
     state = (
         state.select(*by, "available", pl.col("burn").alias("_burn"), pl.col("spill").alias("_spill"))
         .join(was, on=by, how="left", validate="1:1")
-        .with_columns(pl.col("_was", "_overrun").fill_null(0))
+        .with_columns(pl.col("_room", "_overrun").fill_null(0))
     )
     whole = pl.lit(_WHOLE, dtype=SUM)
     limit = pl.col("available") + pl.col("_overrun")
-    kept = pl.when(pl.col("_burn") > limit).then(_share(limit, pl.col("_burn"))).otherwise(whole)
+    kept = pl.when(pl.col("_burn") > limit).then(part_of(limit, pl.col("_burn"))).otherwise(whole)
     free = pl.max_horizontal(pl.col("available") - pl.col("_burn"), pl.lit(0, dtype=SUM))
-    fits = pl.when(pl.col("_spill") > free).then(_share(free, pl.col("_spill"))).otherwise(whole)
-    more = (pl.col("available") > pl.col("_was")) | pl.col("pool").is_in(list(arrived))
+    fits = pl.when(pl.col("_spill") > free).then(part_of(free, pl.col("_spill"))).otherwise(whole)
+    room = pl.col("available") - pl.col("_burn")
+    more = (room > pl.col("_room")) | pl.col("pool").is_in(list(arrived))
     shares = state.group_by("pool", "minute").agg(
         kept.min().alias("_kept"), fits.min().alias("_fits"), more.any().alias("_more")
     )
@@ -422,19 +425,19 @@ def settled(
     goes = touched.filter((pl.col("ran_on") == "pool") & (pl.col("_kept") < whole)).with_columns(
         (pl.col(name) - pl.col(name) * pl.col("_kept") // whole).alias(name) for name in _QUANTITIES
     )
-    goes, held = _elsewhere(goes, books)
+    goes, held = elsewhere(goes, books)
     stuck.update(held["pool"].unique())
     loose = touched.filter((pl.col("ran_on") == "overflow") & (pl.col("_to") == "on_demand"))
-    traffic = _carried(traffic, comes.select(rows.columns), {"ran_on": "pool"})
+    traffic = carried(traffic, comes.select(rows.columns), {"ran_on": "pool"})
     for to in ("overflow", "on_demand"):
         for provider in sorted(goes["_provider"].unique()):
             some = goes.filter((pl.col("_to") == to) & (pl.col("_provider") == provider))
-            traffic = _carried(traffic, some.select(rows.columns), {"ran_on": to, "provider": provider})
-    traffic = _carried(traffic, loose.select(rows.columns), {"ran_on": "on_demand"})
+            traffic = carried(traffic, some.select(rows.columns), {"ran_on": to, "provider": provider})
+    traffic = carried(traffic, loose.select(rows.columns), {"ran_on": "on_demand"})
     return Settled(traffic, tuple(sorted(stuck)))
 
 
-def _share(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
+def part_of(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
     """part / whole in 2**-40, rounded down, by long division in two limbs of 20 bits (part <= whole <= 2**86)."""
     limb = pl.lit(2**20, dtype=SUM)
     safe = pl.max_horizontal(whole, pl.lit(1, dtype=SUM))
@@ -443,7 +446,7 @@ def _share(part: pl.Expr, whole: pl.Expr) -> pl.Expr:
     return first // safe * limb + second // safe
 
 
-def _elsewhere(goes: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+def elsewhere(goes: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Where what leaves a pool runs: (with `_provider`, without any provider that sells the model on demand)."""
     sold = books.models.filter(pl.col("cost_book").is_not_null()).select(
         pl.col("model").alias("model_served"), pl.col("provider").alias("_provider")
@@ -475,7 +478,7 @@ def _by_cell(minutes: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _carried(traffic: Traffic, gone: pl.DataFrame, to: Mapping[str, str]) -> Traffic:
+def carried(traffic: Traffic, gone: pl.DataFrame, to: Mapping[str, str]) -> Traffic:
     """Move quantities (rows of the minutes, none larger than theirs) to the cells that `to` makes of their own.
 
     Per quarter hour and cell each quantity is split over the series by what they have, largest remainder
@@ -494,7 +497,7 @@ def _carried(traffic: Traffic, gone: pl.DataFrame, to: Mapping[str, str]) -> Tra
     parts = _shared(of, cells)
     left = parts.with_columns((_NOTHING - pl.col(name)).alias(name) for name in _QUANTITIES)
     came = parts.with_columns(pl.lit(value).alias(name) for name, value in to.items())
-    return _conform(pl.concat([traffic.usage, left, came.select(parts.columns)]), minutes)
+    return conformed(pl.concat([traffic.usage, left, came.select(parts.columns)]), minutes)
 
 
 def _shared(usage: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
@@ -554,7 +557,8 @@ def _quarters_by_cell(usage: pl.DataFrame) -> pl.DataFrame:
     return usage.group_by("quarter_start", *_CELL).agg(pl.col(*_QUANTITIES).sum())
 
 
-def _conform(usage: pl.DataFrame, minutes: pl.DataFrame) -> Traffic:
+def conformed(usage: pl.DataFrame, minutes: pl.DataFrame) -> Traffic:
+    """Traffic of rows whose keys may repeat: summed, without what is nothing."""
     some = pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES)
     # what was laid out over minutes and did not move is again meant for no pool
     usage = usage.with_columns(
