@@ -20,6 +20,7 @@ from sqlalchemy import Connection, text
 from metering.errors import WrongWorld
 from metering.frames import (
     DIMENSIONS,
+    HELD_USAGE,
     INSTANT,
     LIMIT_USAGE,
     ON_DEMAND_USAGE,
@@ -238,22 +239,41 @@ def read_limit_usage(
     `as_of` as above; `customers`: only theirs, None for all. Rows of one key may be split. Raises WrongWorld while
     the rollup lacks what was folded before the database had it.
     """
+    usage = _read_held(connection, start, until, as_of, ("charge_and_cost", "charge"), customers)
+    return usage.select(*LIMIT_USAGE.columns)
+
+
+def read_held_usage(
+    connection: Connection, start: datetime, until: datetime, as_of: int | None, customers: Sequence[str]
+) -> pl.DataFrame:
+    """Usage per minute, series, project and seat of billable events of some customers: HELD_USAGE.
+
+    `as_of` as above. Rows of one key may be split; raises WrongWorld as above.
+    """
+    usage = _read_held(connection, start, until, as_of, ("charge_and_cost",), customers)
+    return usage.select(*HELD_USAGE.columns)
+
+
+def _read_held(
+    connection: Connection,
+    start: datetime,
+    until: datetime,
+    as_of: int | None,
+    counts_for: Sequence[str],
+    customers: Sequence[str] | None,
+) -> pl.DataFrame:
     raw = driver(connection)
-    counts = "series_id IN (SELECT series_id FROM series WHERE counts_for IN ('charge_and_cost', 'charge')"
+    counted = sql.SQL("series_id IN (SELECT series_id FROM series WHERE counts_for = ANY({})").format(
+        sql.Literal(list(counts_for))
+    )
     if customers is not None:
-        of_these = sql.SQL(" AND customer = ANY({})").format(sql.Literal(list(customers)))
-        counts += of_these.as_string(raw)
+        counted += sql.SQL(" AND customer = ANY({})").format(sql.Literal(list(customers)))
+    counts = counted.as_string(raw)
     rows, series = _read_minutes(connection, f"{_span('minute', start, until, as_of, raw)} AND {counts})")
     for table, column in (("projects", "project"), ("seats", "seat")):
         named = _names(connection, table, column, rows[f"{column}_id"].unique().to_list())
         rows = rows.join(named, on=f"{column}_id", how="left", validate="m:1", maintain_order="left")
-    return rows.join(
-        series.select("series_id", "customer", "product"),
-        on="series_id",
-        how="left",
-        validate="m:1",
-        maintain_order="left",
-    ).select(*LIMIT_USAGE.columns)
+    return rows.join(series, on="series_id", how="left", validate="m:1", maintain_order="left")
 
 
 def read_on_demand_usage(
