@@ -505,3 +505,79 @@ def test_no_usage_costs_nothing() -> None:
         a.usage("quarter_start | output_tokens"), priced("model\n graduated", TEN), instant("2026-02-01")
     )
     assert [frame.height for frame in (done.lines, done.counted, done.unrated)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "units", "amount"),
+    [("graduated", 15_000, 600), ("volume", 15_000, 150), ("graduated", 250, 25)],
+)
+def test_published_graduated_and_volume_prices(model: str, units: int, amount: int) -> None:
+    """zuplo.com/docs/articles/monetization/pricing-models: 15,000 units of 0.10 up to 1,000, 0.05 up to 10,000 and
+    0.01 above are 100 + 450 + 50 = 600 graduated, and 150 by volume."""
+    tiers = """
+        tier | from_units | up_to  | unit_price
+        1    | 0          | 1_000  | 0.10
+        2    | 1_000      | 10_000 | 0.05
+        3    | 10_000     | -      | 0.01
+    """
+    done = by(priced(f"model\n {model}", tiers), f"quarter_start | output_tokens\n 2026-01-05 | {units}")
+    assert total(done) == amount
+
+
+def test_published_volume_price_with_a_flat_fee() -> None:
+    """getlago.com/docs/guide/plans/charges/charge-models/volume: 65,000 x 0.0006 + 10 = 49."""
+    tiers = """
+        tier | from_units | up_to   | unit_price | flat_amount
+        1    | 0          | 10_000  | 0.0010     | 10
+        2    | 10_000     | 50_000  | 0.0008     | 10
+        3    | 50_000     | 100_000 | 0.0006     | 10
+        4    | 100_000    | -       | 0.0004     | 10
+    """
+    rows = "quarter_start | requests\n 2026-01-05 | 25_000\n 2026-01-06 | 40_000"
+    done = by(priced("model | meters\n volume | requests", tiers), rows)
+    assert total(done) == 49
+
+
+def test_published_package_price() -> None:
+    """getlago.com/docs/guide/plans/charges/charge-models/package: 5 per 100 units after 100 free: 201 cost 10."""
+    books = priced(
+        "model | meters | free_units\n package_started | requests | 100",
+        "flat_amount | package_units\n 5 | 100",
+    )
+    assert total(by(books, "quarter_start | requests\n 2026-01-05 | 150\n 2026-01-06 | 51")) == 10
+
+
+def test_published_token_prices_on_both_sides_of_the_long_context_cliff() -> None:
+    """deploybase.ai/articles/gemini-2.5-pricing and /gemini-api-pricing-2026: 1.25 in and 10 out per million up to
+    200,000 tokens of input, 2.50 and 15 above; 50,000 in and 2,000 out cost 0.0825, 1,000 in and 500 out 0.00625."""
+    books = a.books(
+        price_books=a.prices(
+            """
+            item  | context_breakpoint | meter                 | unit_price
+            large | 0                  | uncached_input_tokens | 1.25
+            large | 200_000            | uncached_input_tokens | 2.50
+            large | 0                  | output_tokens         | 10
+            large | 200_000            | output_tokens         | 15
+            """
+        )
+    )
+    done = by(
+        books,
+        """
+        quarter_start    | context_breakpoint | uncached_input_tokens | output_tokens
+        2026-01-05 10:00 | 0                  | 50_000                | 2_000
+        2026-01-05 10:15 | 0                  | 1_000                 | 500
+        2026-01-05 10:30 | 128_000            | 200_000               | 2_000
+        2026-01-05 10:45 | 200_000            | 200_001               | 2_000
+        """,
+    )
+    check(
+        money(done.lines, "quarter_start"),
+        """
+        quarter_start    | gross
+        2026-01-05 10:00 | 0.0825
+        2026-01-05 10:15 | 0.00625
+        2026-01-05 10:30 | 0.27
+        2026-01-05 10:45 | 0.5300025
+        """,
+    )

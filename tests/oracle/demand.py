@@ -166,11 +166,13 @@ def _rule(book: Book, name: str, at: datetime, series: Key, meter: str) -> Row |
         "tier": _said(series, "tier_sold"),
         "context_breakpoint": _said(series, "context_breakpoint"),
     }
-    for hours in here:
-        for region in regions:
+    for region in regions:
+        for hours in here:
             for row in book.of("price_rules", **asked, region=region, hours=hours):
                 if meter in row["meters"].split(",") and holds(row, at):
                     return row
+        if any(holds(row, at) for row in book.of("price_books", **asked, region=region, meter=meter)):
+            return None
     return None
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
-from itertools import product as product_of
 from random import Random
 
 import polars as pl
@@ -169,7 +168,9 @@ def _books(dice: Random) -> Books:
 def _unit_prices(dice: Random) -> list[Row]:
     rows = []
     change = dice.choice([None, _edge(dice)])
-    for book, product in product_of(("list", "overage"), PRODUCTS):
+    for book, product, region in itertools.product(("list", "overage"), PRODUCTS, ("*", "eu-west")):
+        if region != "*" and dice.random() < 0.7:
+            continue
         for tier in ("standard", "batch"):
             for context in (0, 128_000, 200_000, 256_000, 272_000, 512_000):
                 for meter in (INPUT, OUTPUT, "cache_read_tokens"):
@@ -179,7 +180,7 @@ def _unit_prices(dice: Random) -> list[Row]:
                                 "book": book,
                                 "item": product,
                                 "tier": tier,
-                                "region": "*",
+                                "region": region,
                                 "context_breakpoint": context,
                                 "meter": meter,
                                 "effective_from": since or instant("2025-01-01"),
@@ -209,6 +210,7 @@ def _rules(dice: Random) -> tuple[list[Row], list[Row]]:
             for hours in ("*", "night") if dice.random() < 0.3 else ("*",):
                 if tier == "batch" and dice.random() < 0.5:
                     continue
+                region = dice.choice(["*", "*", "us-west"])
                 for since, until in spans:
                     for context in (0, 128_000, 200_000, 256_000, 272_000, 512_000):
                         name = f"{product}/{tier}/{hours}/{context}/{since:%m%d%H%M}"
@@ -217,7 +219,7 @@ def _rules(dice: Random) -> tuple[list[Row], list[Row]]:
                                 "book": "list",
                                 "item": product,
                                 "tier": tier,
-                                "region": "*",
+                                "region": region,
                                 "context_breakpoint": context,
                                 "hours": hours,
                                 "meters": meters,
