@@ -293,7 +293,7 @@ def _order(key: Any) -> Any:
     """Lines by quarter hour and series, series by their dimensions; null comes first."""
     if isinstance(key, tuple):
         return tuple(_order(part) for part in key)
-    return (key is not None, METERS.index(key) if key in METERS else key)
+    return (key is not None, key)
 
 
 def _split(total: int, weights: dict[Any, int], order: Callable[[Any], Any] = _order) -> dict[Any, int]:
