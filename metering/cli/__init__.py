@@ -47,6 +47,7 @@ def _mount() -> None:
         closing,
         demo,
         events,
+        explain,
         findings,
         knowledge,
         ledger,
@@ -71,6 +72,7 @@ def _mount() -> None:
     app.add_typer(findings.app, name="findings")
     app.add_typer(probe.app, name="probe")
     reports.mount(app)
+    explain.mount(app)
     closing.mount(app)
     knowledge.mount(app)
     planning.mount(app)
