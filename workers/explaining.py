@@ -77,7 +77,8 @@ def explain_margin_cell(
     provenance, books = known(connection, settings, period, as_of)
     usage, computed = _computed(connection, settings, provenance, books, where, column)
     cell = Cell(_typed(where), column)
-    _refuse_unknown(computed.lines, where, cell, period.name)
+    customers = books.customers["customer"].unique().sort().to_list()
+    _refuse_unknown(computed.lines, customers, where, cell, period.name)
     places = _places(connection, provenance.catalog_revision)
     tree = explain_margin(
         usage, computed, books, cell, lambda kind, name: places.get((kind, name), "not in the catalog")
@@ -96,13 +97,16 @@ def _typed(where: Mapping[str, str | None]) -> dict[str, Any]:
     return typed
 
 
-def _refuse_unknown(lines: pl.DataFrame, where: Mapping[str, str | None], cell: Cell, period: str) -> None:
+def _refuse_unknown(
+    lines: pl.DataFrame, customers: Sequence[str], where: Mapping[str, str | None], cell: Cell, period: str
+) -> None:
     """Every value of the cell is there by itself, and all of them together."""
     if lines.filter(cell.lines).height:
         return
     for name, value in cell.where.items():
-        there = lines[name].unique().sort().to_list()
-        if value not in there:
+        # the lines of a customer alone know of no other
+        there = customers if name == "customer" else lines[name].unique().sort().to_list()
+        if value is not None and value not in there:
             listed = ", ".join("-" if each is None else str(each) for each in there[:_NAMED_MAX])
             more = f" and {len(there) - _NAMED_MAX} more" if len(there) > _NAMED_MAX else ""
             raise BadInput(
