@@ -157,6 +157,23 @@ def bridge(
 
 
 @app.command()
+def quotas(
+    period: PeriodOption = None,
+    as_of: AsOf = None,
+    by: Annotated[
+        str | None,
+        _by("quota; one window: month, day, hour, 15m, 5m, minute; hour_of_week", "quota"),
+    ] = None,
+    form: Format = "table",
+    output: Output = None,
+) -> None:
+    """How full the rate limits of what runs on demand were, minute by minute."""
+    from workers.quota_report import quota_report
+
+    _run(period, as_of, form, output, lambda c, s, p, w: quota_report(c, s, p, w, by))
+
+
+@app.command()
 def unrated(
     period: PeriodOption = None,
     as_of: AsOf = None,

@@ -127,6 +127,27 @@ CAPACITY: Final = _columns(
     ("estimated", "flag", "cost", "estimated", 8),
 )
 
+QUOTAS: Final = _columns(
+    ("quota", "text", "quota", "", 0),
+    ("dimension", "text", "dimension", "", 0),
+    ("window_start", "instant", "window", "UTC", 0),
+    ("hour_of_week", "count", "hour of week", "from Monday", 9),
+    ("weekday", "text", "weekday", "UTC", 0),
+    ("hour", "count", "hour", "UTC", 0),
+    ("provider", "text", "provider", "", 2),
+    ("minutes", "count", "minutes", "in force", 6),
+    ("contracted", "burn", "allowed", "units", 2),
+    ("burn", "burn", "used", "units", 1),
+    ("overrun", "burn", "above", "units", 3),
+    ("mean_ratio", "ratio", "mean", "of minutes", 1),
+    ("p50_ratio", "ratio", "p50", "of minutes", 5),
+    ("p95_ratio", "ratio", "p95", "of minutes", 2),
+    ("p99_ratio", "ratio", "p99", "of minutes", 2),
+    ("max_ratio", "ratio", "max", "minute", 1),
+    ("minutes_at_limit", "count", "at limit", "minutes", 0),
+    ("longest_run_at_limit_minutes", "count", "longest run", "minutes", 3),
+)
+
 RECONCILED: Final = _columns(
     ("time", "text", "time", "", 0),
     ("model", "text", "model", "", 0),
