@@ -220,6 +220,39 @@ LIMIT_WINDOWS: Final = Frame(
         "a window has a length": pl.col("window_until") > pl.col("window_start"),
     },
 )
+#: What the rows of a summary of limits may be about, and the columns that tell them apart.
+LIMITS_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    "limit": ("plan", "contract", "limit", "holder", "window", "window_minutes"),
+    "plan": ("plan",),
+    "customer": ("customer",),
+    "holder": ("customer", "contract", "limit", "holder", "held_by", "window", "window_minutes"),
+}
+
+
+def limit_frame(by: Sequence[str]) -> Frame:
+    """The declaration of a summary of windows of limits by some of their columns (of LIMITS_BY)."""
+    return Frame(
+        "LIMITS_SUMMED",
+        {
+            **{name: LIMIT_WINDOWS.columns[name] for name in by},
+            "holders": pl.Int64,  # that used something or were refused
+            "holders_binding": pl.Int64,
+            "windows": pl.Int64,
+            "windows_binding": pl.Int64,
+            "binding_ratio": RATIO,  # of the windows
+            "p50_ratio": RATIO,  # used / quantity of the windows, nearest rank
+            "p95_ratio": RATIO,
+            "max_ratio": RATIO,
+            "least_headroom_ratio": RATIO,
+            "refused_requests": pl.Int64,
+            "refused_unestimated": pl.Int64,
+            "refused_tokens": SUM,
+        },
+        key=tuple(by),
+        nullable=frozenset({"plan", "contract"}),
+    )
+
+
 #: What a binding window may use more under a larger limit: numerators over `denominator`, between two bounds.
 RAISED: Final = Frame(
     "RAISED",

@@ -174,6 +174,41 @@ def quotas(
 
 
 @app.command()
+def limits(
+    period: PeriodOption = None,
+    as_of: AsOf = None,
+    by: Annotated[str | None, _by("limit, plan, customer, holder or window", "limit")] = None,
+    pool: Annotated[
+        str | None,
+        typer.Option(
+            "--pool",
+            metavar="NAME",
+            help="Show what this pool would burn if every holder used its limit, against what it has.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Format = "table",
+    output: Output = None,
+) -> None:
+    """How much of their limits holders used, where limits bind and whom they turn away; exposure of a pool."""
+    from metering.errors import BadInput
+    from workers import limit_reports
+
+    if pool is None:
+        _run(
+            period, as_of, form, output, lambda c, s, p, w: limit_reports.limits_report(c, s, p, w, by=by),
+            bars=("max_ratio",),
+        )  # fmt: skip
+        return
+    if by is not None:
+        raise BadInput("--pool shows the exposure of a pool, limit by limit; leave --by out")
+    _run(
+        period, as_of, form, output, lambda c, s, p, w: limit_reports.exposure_report(c, s, p, w, pool),
+        bars=("exposure_ratio", "peak_ratio"),
+    )  # fmt: skip
+
+
+@app.command()
 def unrated(
     period: PeriodOption = None,
     as_of: AsOf = None,

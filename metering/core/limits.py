@@ -20,9 +20,17 @@ from metering.core.capacity import denominators, weigh, weights_in
 from metering.core.series import identify
 from metering.errors import BadInput
 from metering.frames import DIMENSIONS, INSTANT, SUM, SUMS, Books
-from metering.money import EXACT_MAX, ratio
+from metering.money import EXACT_MAX, multiply_divide, ratio
 from metering.periods import DAY, MINUTE, Period
-from metering.results import LIMIT_BURN, LIMIT_WINDOWS, RAISED, RAISED_DEMAND
+from metering.results import (
+    EXPOSURE,
+    LIMIT_BURN,
+    LIMIT_WINDOWS,
+    LIMITS_BY,
+    RAISED,
+    RAISED_DEMAND,
+    limit_frame,
+)
 
 #: Anchored windows hang on all use before them, back to a pause as long as a window. So much is looked at.
 SETTLING: Final = 7 * DAY
@@ -221,7 +229,7 @@ def limit_windows(
         .with_columns(
             pl.col("used", "refused", "refused_tokens").fill_null(pl.lit(0, dtype=SUM)),
             pl.col("refused_requests", "refused_unestimated").fill_null(0),
-            pl.col("start").alias("_first"),
+            pl.max_horizontal("start", "_since").alias("_first"),
             pl.min_horizontal(pl.col("start") + pl.col("window_minutes"), "_until").alias("_last"),
         )
         .with_columns(
@@ -561,3 +569,158 @@ def _group(limits: pl.DataFrame) -> pl.DataFrame:
     """Of every limit the group that it is of: those of a plan by plan and name, others by contract and name."""
     contract = pl.when(pl.col("plan").is_null()).then("contract").alias("contract")
     return limits.select("_limit", "plan", contract, "limit")
+
+
+def summarise_limits(windows: pl.DataFrame, by: str) -> pl.DataFrame:
+    """Windows summed by limit, plan, customer or holder: results.limit_frame(by).
+
+    windows: results.LIMIT_WINDOWS. Percentiles are nearest rank over the windows: the value at place ceil(p x n) of
+    the n ascending. used_ratio is that of the sums; windows in which nothing was used and nobody refused have no row
+    and are not counted.
+    """
+    full = pl.col("quantity").cast(SUM) * pl.col("denominator").cast(SUM)
+    rows = windows.with_columns(
+        # other denominators do not add up: shares of a million do
+        ratio(pl.col("used"), full).alias("_ratio"),
+        pl.when(pl.col("plan").is_null()).then("contract").alias("contract") if by == "limit" else "contract",
+        pl.concat_list("customer", "held_by", "holder").alias("_holder"),
+    )
+    used = pl.col("_ratio").sort()
+    holders = pl.col("_holder")
+    summed = rows.group_by(LIMITS_BY[by]).agg(
+        holders.n_unique().cast(pl.Int64).alias("holders"),
+        holders.filter("binding").n_unique().cast(pl.Int64).alias("holders_binding"),
+        pl.len().cast(pl.Int64).alias("windows"),
+        pl.col("binding").sum().cast(pl.Int64).alias("windows_binding"),
+        *(used.get((pl.len() * percent + 99) // 100 - 1).alias(f"p{percent}_ratio") for percent in (50, 95)),
+        used.last().alias("max_ratio"),
+        pl.col("headroom_ratio").min().alias("least_headroom_ratio"),
+        pl.col("refused_requests", "refused_unestimated", "refused_tokens").sum(),
+    )
+    share = ratio(pl.col("windows_binding").cast(SUM), pl.col("windows").cast(SUM))
+    return limit_frame(LIMITS_BY[by]).conform(summed.with_columns(share.alias("binding_ratio")))
+
+
+def exposure(
+    usage: pl.DataFrame, burn: pl.DataFrame, utilization: pl.DataFrame, books: Books, period: Period
+) -> pl.DataFrame:
+    """What pools would burn if every holder used its limit, and what they did at once: results.EXPOSURE.
+
+        exposure = sum over holders of limit x burn / use        available = that of an average minute x window
+
+    usage: frames.LIMIT_USAGE of the period; burn: results.LIMIT_BURN of it; utilization: results.UTILIZATION. The
+    limits in force at the end of the period count. A customer is a holder of its own limits; projects and seats are
+    those that used something, or as many seats as the contract pays for, if those are more. The peak is the stretch of
+    a window's length, at any minute, in which all holders together burned most; null where the period is shorter.
+    """
+    cells, uses = _uses(usage, books, period)
+    limits = _limits(books, period)
+    last = pl.lit(_number(period.until) - 1)
+    limits = limits.filter(last.is_between("_since", "_until", closed="left"))
+    inside = pl.col("minute").is_between(_number(period.start), _number(period.until), closed="left")
+    uses = uses.filter(inside)
+    group = _group(limits)
+    nominal = (
+        limits.join(_holders(limits, cells.join(uses, on="cell", how="semi"), books, period), on="_limit")
+        .select("_limit", "window_minutes", "holders", (pl.col("full") * pl.col("holders")).alias("_full"))
+        .join(group, on="_limit", validate="1:1")
+        .group_by(*_GROUP, "window_minutes")
+        .agg(pl.col("holders", "_full").sum())
+    )
+    place = ["pool", "dimension", "window_minutes"]
+    rows = nominal.join(burn.filter(pl.col("use") > 0), on=_GROUP, nulls_equal=True).with_columns(
+        _share_of(pl.col("_full"), "burn", "use").alias("exposure")
+    )
+    minutes = (
+        uses.join(cells.select("cell", "_limit"), on="cell")
+        .join(group, on="_limit")
+        .group_by(*_GROUP, "minute")
+        .agg(pl.col("used").sum())
+        .join(rows.select(*_GROUP, *place, "burn", "use"), on=_GROUP, nulls_equal=True)
+        .select(*place, *_GROUP, "minute", _share_of(pl.col("used"), "burn", "use").alias("burned"))
+    )
+    every = rows.group_by(place).agg(
+        pl.col("denominator").first(),
+        pl.col("exposure").sum(),
+        pl.col("holders").sum(),
+        pl.len().alias("_limits"),
+    )
+    nobody = [pl.lit(None, dtype=pl.String).alias(name) for name in _GROUP]
+    together = minutes.group_by(*place, "minute").agg(pl.col("burned").sum()).with_columns(nobody)
+    peaks = _peaks(pl.concat([minutes, together.select(minutes.columns)]), [*place, *_GROUP], period)
+    available = utilization.group_by("pool", "dimension").agg(
+        pl.col("available").sum(), pl.len().cast(SUM).alias("_minutes")
+    )
+    found = (
+        pl.concat(
+            [
+                rows.select(*place, *_GROUP, "holders", "denominator", "exposure"),
+                every.filter(pl.col("_limits") > 1)
+                .with_columns(nobody)
+                .select(*place, *_GROUP, "holders", "denominator", "exposure"),
+            ]
+        )
+        .join(available, on=["pool", "dimension"], validate="m:1")
+        .join(peaks, on=[*place, *_GROUP], how="left", nulls_equal=True, validate="1:1")
+        .with_columns(
+            (pl.col("available") * pl.col("window_minutes") // pl.col("_minutes")).alias("available")
+        )
+    )
+    return EXPOSURE.conform(
+        found.with_columns(
+            ratio(pl.col("exposure"), pl.col("available")).alias("exposure_ratio"),
+            ratio(pl.col("peak"), pl.col("available")).alias("peak_ratio"),
+        )
+    )
+
+
+def _share_of(part: pl.Expr, burn: str, use: str) -> pl.Expr:
+    """part x burn / use, rounded down, through sums that cannot wrap."""
+    whole, left = part // pl.col(use), part % pl.col(use)
+    return whole * pl.col(burn) + multiply_divide(pl.col(burn), left, pl.col(use))[0]
+
+
+def _holders(limits: pl.DataFrame, met: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame:
+    """How many hold each limit: _limit, holders."""
+    last = period.until - MINUTE
+    in_force = (pl.col("effective_from") <= last) & (
+        pl.col("effective_until").is_null() | (pl.col("effective_until") > last)
+    )
+    seats = (
+        books.fees.filter(in_force & (pl.col("kind") == "seat"))
+        .group_by("customer", "contract")
+        .agg(pl.col("quantity").sum().alias("_paid"))
+    )
+    seen = met.group_by("_limit").agg(pl.col("held_by").n_unique().cast(pl.Int64).alias("_seen"))
+    return (
+        limits.join(seen, on="_limit", how="left", validate="1:1")
+        .join(seats, on=["customer", "contract"], how="left", validate="m:1")
+        .select(
+            "_limit",
+            pl.when(pl.col("holder") == "customer")
+            .then(pl.lit(1, dtype=pl.Int64))
+            .when(pl.col("holder") == "seat")
+            .then(pl.max_horizontal(pl.col("_seen").fill_null(0), pl.col("_paid").fill_null(0)))
+            .otherwise(pl.col("_seen").fill_null(0))
+            .alias("holders"),
+        )
+    )
+
+
+def _peaks(minutes: pl.DataFrame, by: list[str], period: Period) -> pl.DataFrame:
+    """Of every `by` the stretch of window_minutes that burned most, the first of equals: by, peak_start, peak."""
+    rows = minutes.filter(pl.col("window_minutes") <= period.minutes).sort(*by, "minute", nulls_last=False)
+    # in one line of numbers, as windows that are anchored
+    first, stride = _number(period.start), period.minutes + int(rows["window_minutes"].max() or 0) + 1  # type: ignore[arg-type]
+    number = rows.select(pl.struct(by).rle_id().cast(pl.Int64)).to_series()
+    line = number * stride + (rows["minute"] - first)
+    since = line.to_numpy().searchsorted((line - rows["window_minutes"]).to_numpy(), side="right")
+    sums = pl.concat([pl.Series("sums", [0], dtype=SUM), rows["burned"].cum_sum().alias("sums")])
+    within = sums.gather(pl.int_range(1, rows.height + 1, eager=True)) - sums.gather(pl.Series(since))
+    start = pl.max_horizontal(pl.col("minute") + 1 - pl.col("window_minutes"), pl.lit(first))
+    return (
+        rows.with_columns(within.alias("peak"), start.alias("_start"))
+        .sort("peak", "_start", descending=[True, False])
+        .unique(by, keep="first", maintain_order=True)
+        .select(*by, _instant("_start").alias("peak_start"), "peak")
+    )

@@ -193,6 +193,68 @@ CAPACITY_CUSTOMERS: Final = _columns(
     ("entitlement_used_ratio", "ratio", "used", "of entitlement", 1),
 )
 
+#: Limits: windows summed by what they are about, every window, and what a pool would burn by them.
+_LIMIT_ABOUT: Final = _columns(
+    ("customer", "text", "customer", "", 0),
+    ("plan", "text", "plan", "", 0),
+    ("contract", "text", "contract", "", 3),
+    ("limit", "text", "limit", "", 0),
+    ("holder", "text", "of each", "", 2),
+    ("held_by", "text", "holder", "", 0),
+    ("window", "text", "window", "", 6),
+    ("window_minutes", "count", "window", "minutes", 2),
+)
+_REFUSED: Final = _columns(
+    ("refused_requests", "count", "refused", "requests", 0),
+    ("refused_unestimated", "count", "not estimated", "requests", 9),
+    ("refused_tokens", "quantity", "refused", "tokens", 1),
+)
+LIMITS: Final = (
+    *_LIMIT_ABOUT,
+    *_columns(
+        ("holders", "count", "holders", "", 1),
+        ("holders_binding", "count", "binding", "holders", 3),
+        ("windows", "count", "windows", "", 2),
+        ("windows_binding", "count", "binding", "windows", 0),
+        ("binding_ratio", "ratio", "binding", "of windows", 1),
+        ("p50_ratio", "ratio", "p50", "used", 5),
+        ("p95_ratio", "ratio", "p95", "used", 4),
+        ("max_ratio", "ratio", "most", "used", 0),
+        ("least_headroom_ratio", "ratio", "least", "headroom", 7),
+    ),
+    *_REFUSED,
+)
+LIMIT_WINDOWS: Final = (
+    *_LIMIT_ABOUT,
+    *_columns(
+        ("window_start", "instant", "from", "UTC", 0),
+        ("window_until", "instant", "until", "UTC", 3),
+        ("open", "flag", "open", "", 4),
+        ("quantity", "count", "limit", "weighted", 2),
+        ("used", "burn", "used", "weighted", 0),
+        ("headroom_ratio", "ratio", "headroom", "of limit", 0),
+        ("binding", "flag", "binding", "", 1),
+        ("binding_from", "instant", "binding from", "UTC", 5),
+    ),
+    *_REFUSED,
+    *_columns(("refused", "burn", "refused", "weighted", 4)),
+)
+EXPOSURE: Final = _columns(
+    ("pool", "text", "pool", "", 5),
+    ("dimension", "text", "dimension", "", 2),
+    ("window_minutes", "count", "window", "minutes", 0),
+    ("plan", "text", "plan", "", 0),
+    ("contract", "text", "contract", "", 3),
+    ("limit", "text", "limit", "", 0),
+    ("holders", "count", "holders", "", 1),
+    ("exposure", "burn", "limits", "burn units", 1),
+    ("available", "burn", "available", "burn units", 1),
+    ("exposure_ratio", "ratio", "limits", "of available", 0),
+    ("peak_start", "instant", "fullest from", "UTC", 4),
+    ("peak", "burn", "at the fullest", "burn units", 3),
+    ("peak_ratio", "ratio", "at the fullest", "of available", 0),
+)
+
 #: Money of suppliers: `currency` (or `measure`) beside it is a column, for a report may hold several.
 CLOSURE: Final = _columns(
     ("supplier", "text", "supplier", "", 0),
