@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from metering.errors import FrameBroken
-from metering.meters import METERS
+from metering.meters import FURTHER_METERS, METERS
 from metering.money import MONEY
 
 INSTANT: Final = pl.Datetime("us", "UTC")
@@ -790,6 +790,7 @@ REPORTED_EVENTS: Final = Frame(
         "total_output_tokens": pl.Int64,
         "reported_reasoning_tokens": pl.Int64,
         "accelerator_ms": pl.Int64,
+        **dict.fromkeys(FURTHER_METERS, pl.Int64),
     },
     key=("record", "index"),
     nullable=frozenset({"pool", "nonbillable_reason", "project", "seat", "duration_ms"}),

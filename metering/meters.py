@@ -2,18 +2,39 @@
 
 from typing import Final
 
-#: Tokens of the input side; their sum is the request's total input.
+#: Tokens of the input side; their sum is the request's total input. Cached tokens of audio or images are
+#: cache reads and writes; an uncached token of text, audio or image lands in the meter of its kind.
 INPUT_METERS: Final = (
     "uncached_input_tokens",
     "cache_read_tokens",
     "cache_write_5m_tokens",
     "cache_write_1h_tokens",
+    "audio_input_tokens",
+    "image_input_tokens",
 )
-#: Tokens of the output side; visible plus reasoning is the request's total output.
-OUTPUT_METERS: Final = ("output_tokens", "reasoning_tokens")
+#: Tokens of the output side; visible text, reasoning, audio and images are the request's total output.
+OUTPUT_METERS: Final = ("output_tokens", "reasoning_tokens", "audio_output_tokens", "image_output_tokens")
 TOKEN_METERS: Final = INPUT_METERS + OUTPUT_METERS
-#: All stored meters, in the order of the ledger's columns and of every digest.
-METERS: Final = (*TOKEN_METERS, "accelerator_ms")
+#: Meters that few events have: packed into one value of the ledger, in this order, and empty for the others.
+FURTHER_METERS: Final = (
+    "audio_input_tokens",
+    "audio_output_tokens",
+    "image_input_tokens",
+    "image_output_tokens",
+    "tool_calls",
+)
+#: Meters with a column of the ledger each, in the order of the columns and of every digest.
+FIRST_METERS: Final = (
+    "uncached_input_tokens",
+    "cache_read_tokens",
+    "cache_write_5m_tokens",
+    "cache_write_1h_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "accelerator_ms",
+)
+#: All stored meters.
+METERS: Final = FIRST_METERS + FURTHER_METERS
 #: Largest quantity of one meter in one event.
 QUANTITY_MAX: Final = 2**31 - 1
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.meters import METERS
+from metering.meters import FIRST_METERS, FURTHER_METERS, METERS
 from metering.store.chain import GENESIS, aligned, batch_head, batch_root, head, text_digest
 from metering.store.ledger_rows import (
+    FURTHER_COLUMNS,
     LEDGER_COLUMNS,
     LEDGER_ROW,
     Rows,
@@ -36,6 +37,22 @@ def rows(count: int = 3) -> Rows:
 def named(count: int, **changed: bytes) -> dict[str, object]:
     digests = {name: text_digest(name) for name in ("series", "sources", "projects", "seats")} | changed
     return {name: np.array([digest] * count, "S16") for name, digest in digests.items()}
+
+
+def with_further() -> Rows:
+    made = rows()
+    for at, meter in enumerate(FURTHER_COLUMNS):
+        made[meter][1:] = [at, 2**31 - 1]
+    return made
+
+
+def test_the_root_of_rows_with_further_meters_is_of_a_version_of_its_own() -> None:
+    root = batch_root(with_further(), **named(3), event_ids=["", "an id", ""])  # type: ignore[arg-type]
+    assert root.hex() == "41d59c68960de66e600b6239bc1b3331ca8a5cbd397c2f5bd7a319fcb42435b3"
+    for meter in FURTHER_COLUMNS:
+        changed = with_further()
+        changed[meter][0] = -1
+        assert batch_root(changed, **named(3)) != batch_root(with_further(), **named(3))  # type: ignore[arg-type]
 
 
 def test_golden_values() -> None:
@@ -133,6 +150,7 @@ columns = {
     else st.integers(np.iinfo(INTEGERS[kind]).min, np.iinfo(INTEGERS[kind]).max)
     for name, kind in LEDGER_COLUMNS.items()
 } | {
+    **dict.fromkeys(FURTHER_COLUMNS, st.one_of(st.just(0), st.integers(-(2**31), 2**31 - 1))),
     "occurred_at": st.integers(0, 2**60),
     "duration_ms": st.integers(-1, 2**31 - 1),
 }
@@ -140,7 +158,7 @@ columns = {
 
 def plain(row: dict[str, int | bytes], text: bytes) -> bytes:
     """One tuple of binary COPY, field by field."""
-    out = struct.pack(">h", len(LEDGER_COLUMNS) + 1)
+    out = struct.pack(">h", len(LEDGER_COLUMNS) + 2)
     for name, kind in LEDGER_COLUMNS.items():
         value = row[name]
         if name == "duration_ms" and value == -1:
@@ -152,7 +170,9 @@ def plain(row: dict[str, int | bytes], text: bytes) -> bytes:
         else:
             code = {"int8": "q", "int4": "i", "int2": "h"}[kind]
             out += struct.pack(f">i{code}", struct.calcsize(f">{code}"), value)
-    return out + struct.pack(">i", len(text)) + text
+    further = struct.pack(">5i", *(row[name] for name in FURTHER_COLUMNS))
+    further = further if any(further) else b""
+    return out + struct.pack(">i", len(text)) + text + struct.pack(">i", len(further)) + further
 
 
 ledger_rows = st.tuples(
@@ -220,4 +240,5 @@ def test_a_stream_that_is_not_what_was_asked_for_is_refused(wire: bytes, says: s
 
 def test_meters_are_in_the_order_of_the_house() -> None:
     names = list(LEDGER_COLUMNS)
-    assert tuple(names[names.index(METERS[0]) :][: len(METERS)]) == METERS
+    assert tuple(names[names.index(METERS[0]) :][: len(FIRST_METERS)]) == FIRST_METERS == METERS[:7]
+    assert tuple(FURTHER_COLUMNS) == FURTHER_METERS == METERS[7:]

@@ -19,6 +19,7 @@ from metering.events.columns import _CHUNK_EVENTS
 from metering.events.instants import parse_instants
 from metering.events.rejects import Fault, RejectCode
 from metering.frames import REJECTS
+from metering.meters import FURTHER_METERS
 
 APPENDED_AT = datetime(2026, 10, 31, 12, 0, tzinfo=UTC)
 LIMITS = DecodeLimits(
@@ -61,6 +62,7 @@ GOOD: dict[str, Any] = {
             "cache_write_1h_tokens": 50,
             "output_tokens": 200,
             "reasoning_tokens": 120,
+            **{meter: at for at, meter in enumerate(FURTHER_METERS, 1)},
         },
     },
 }
@@ -154,6 +156,7 @@ def test_every_field_arrives() -> None:
         "total_output_tokens": 200,
         "reported_reasoning_tokens": 120,
         "accelerator_ms": 800,
+        **{meter: at for at, meter in enumerate(FURTHER_METERS, 1)},
     }
 
 

@@ -1,18 +1,21 @@
 """Keys and digests: golden values that may never change, and what they promise."""
 
 import hashlib
+import struct
 import uuid
 from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.events.identity import (
     DIGEST_VERSION,
     content_digests,
+    digest_versions,
     event_keys,
     is_uuid7,
     key_list,
@@ -22,7 +25,7 @@ from metering.events.identity import (
     uuid7_texts,
 )
 from metering.frames import DIMENSIONS, EVENTS
-from metering.meters import METERS
+from metering.meters import FIRST_METERS, FURTHER_METERS, METERS
 
 # id -> key, whether the key is the id, the time inside it
 KEYS = [
@@ -146,7 +149,8 @@ USUAL: dict[str, object] = {
     "seat": None,
     "usage_source": "provider",
     "duration_ms": 1_500,
-    **{name: number for number, name in enumerate(METERS, start=1)},
+    **{name: number for number, name in enumerate(FIRST_METERS, start=1)},
+    **dict.fromkeys(FURTHER_METERS, 0),
 }
 
 
@@ -171,6 +175,25 @@ def test_golden_content_digests() -> None:
     assert digests.to_list() == [1188731598643450830, -4641818652900717287, -5725795496029950552]
     assert digests.dtype == pl.Int64
     assert content_digests(events()).to_list() == []
+
+
+def test_further_meters_are_in_a_version_of_their_own() -> None:
+    made = events({}, {"tool_calls": 1}, {meter: at for at, meter in enumerate(FURTHER_METERS, 8)}, {})
+    assert digest_versions(made).tolist() == [1, 2, 2, 1]
+    digests = content_digests(made).to_list()
+    assert digests == [1188731598643450830, -5839540832667444587, 4629958780148701495, 1188731598643450830]
+    row = made.row(1, named=True)
+    texts = [
+        row[name]
+        for name in ("event_id", "request_id", "nonbillable_reason", "project", "seat", "usage_source")
+    ]
+    plain = (
+        series_digests(made)[1]
+        + struct.pack(">qhi", made["occurred_at"].dt.timestamp("us")[1], row["attempt"], row["duration_ms"])
+        + struct.pack(">7i5i", *range(1, 8), 0, 0, 0, 0, 1)
+        + b"".join(b"-" if text is None else f"{len(text.encode())}:{text}".encode() for text in texts)
+    )
+    assert xxhash.xxh3_64_intdigest(plain, 2) == digests[1] + 2**64
 
 
 CHANGES: dict[str, object] = {

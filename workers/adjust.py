@@ -13,7 +13,7 @@ import psycopg
 from sqlalchemy import Connection
 
 from metering.errors import BadInput, Fenced, Unavailable, WrongWorld
-from metering.events.adjustments import ADJUSTMENT_DIGEST_VERSION, Adjustment, read_adjustments
+from metering.events.adjustments import Adjustment, read_adjustments
 from metering.events.identity import event_keys, key_list, series_digest
 from metering.events.laws import DecodeLimits
 from metering.frames import DIMENSIONS
@@ -204,10 +204,10 @@ def _part(
     rows["duration_ms"] = -1
     rows["event_type"] = EVENT_TYPES["adjustment"]
     rows["usage_source"] = USAGE_SOURCES["provider"]
-    rows["digest_version"] = ADJUSTMENT_DIGEST_VERSION
     for at, one in enumerate(adjustments):
         row = rows[at]
         row["digest"] = one.digest()
+        row["digest_version"] = one.digest_version
         row["source_id"] = one.sign * source_id
         row["series_id"] = known[digests[at]]
         row["project_id"] = projects[one.project] if one.project else 0

@@ -17,8 +17,8 @@ from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFail
 from metering.core.usage import meter
 from metering.events import decode, refuse
 from metering.events.identity import (
-    DIGEST_VERSION,
     content_digests,
+    digest_versions,
     event_keys,
     numbered,
     request_keys,
@@ -232,7 +232,7 @@ class Batching:
             "event_type": EVENT_TYPES["usage"],
             "usage_source": _mapped(events["usage_source"], USAGE_SOURCES),
             "nonbillable_reason": _mapped(events["nonbillable_reason"], NONBILLABLE_REASONS),
-            "digest_version": DIGEST_VERSION,
+            "digest_version": digest_versions(events),
         }
         rows = np.zeros(events.height, LEDGER_ROW)
         for name, values in columns.items():

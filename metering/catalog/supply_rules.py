@@ -21,7 +21,7 @@ from metering.catalog.supply import (
     FeeTerm,
     SupplierCommitment,
 )
-from metering.meters import METERS
+from metering.meters import FIRST_METERS, METERS
 from metering.periods import month_start
 
 
@@ -264,7 +264,7 @@ def _weights(one: Placed, path: KeyPath, weights: Mapping[str, object]) -> Itera
             yield one.fault(
                 (*path, "weights", meter), meter, f"is not a meter; meters are {', '.join(METERS)}"
             )
-    lacking = [meter for meter in METERS if meter not in priced_meters(weights)]
+    lacking = [meter for meter in FIRST_METERS if meter not in priced_meters(weights)]
     if lacking and OTHER_METERS not in weights:
         yield one.fault(
             (*path, "weights"),

@@ -11,7 +11,7 @@ from typing import Final
 import polars as pl
 
 from metering.frames import INSTANT, Frame
-from metering.meters import METERS
+from metering.meters import FURTHER_METERS, METERS
 
 #: Rows of one fold: below this, sums of 32-bit meters cannot leave 64 bits.
 ROWS_MAX: Final = 2**32
@@ -77,8 +77,6 @@ LIMIT_SUMS: Final = Frame(
     key=("minute", "series_id", "project_id", "seat_id"),
 )
 
-_SUMS: Final = [pl.col(name).sum() for name in _BIGINTS]
-
 
 def fold(
     rows: pl.DataFrame, series: pl.DataFrame
@@ -94,20 +92,26 @@ def fold(
     assert rows.height < ROWS_MAX, f"{rows.height} rows in one fold; fold fewer batches at once"
     unknown = rows.join(series, on="series_id", how="anti")
     assert unknown.is_empty(), f"no series {unknown['series_id'][0]} among those given"
+    # what no row has is 0 without being summed
+    counted = [name for name in _BIGINTS if name not in FURTHER_METERS or (rows[name] != 0).any()]
+    none = [pl.lit(0, dtype=pl.Int64).alias(name) for name in _BIGINTS if name not in counted]
+    sums = [pl.col(name).sum() for name in counted]
     # per minute, series and holder first: all results are small sums of it
     held = (
         rows.with_columns(
             pl.col("occurred_at").dt.truncate("1m").alias("minute"),
-            *(pl.col(name).cast(pl.Int64) for name in _BIGINTS),
+            *(pl.col(name).cast(pl.Int64) for name in counted),
         )
         .group_by(LIMIT_SUMS.key)
-        .agg(_SUMS)
+        .agg(sums)
+        .with_columns(none)
     )
-    minutes = held.group_by("minute", "series_id").agg(_SUMS)
+    minutes = held.group_by("minute", "series_id").agg(sums).with_columns(none)
     quarters = (
         minutes.with_columns(pl.col("minute").dt.truncate("15m").alias("quarter_start"))
         .group_by("quarter_start", "series_id")
-        .agg(_SUMS)
+        .agg(sums)
+        .with_columns(none)
     )
     burned = series.filter(
         pl.col("pool").is_not_null() & pl.col("counts_for").is_in(["charge_and_cost", "cost"])
@@ -116,6 +120,7 @@ def fold(
     pools = (
         customers.join(burned, on="series_id", how="inner", validate="m:1")
         .group_by(MINUTE_SUMS.key)
-        .agg(_SUMS)
+        .agg(sums)
+        .with_columns(none)
     )
     return QUARTER_SUMS.conform(quarters), MINUTE_SUMS.conform(pools), customers, LIMIT_SUMS.conform(held)

@@ -1,11 +1,12 @@
 """Usage: a producer's counts, by its convention, become disjoint meters in which every token lands once."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import polars as pl
 
 from metering.frames import EVENTS, Frame
-from metering.meters import CONTEXT_BREAKPOINTS, METERS
+from metering.meters import CONTEXT_BREAKPOINTS, INPUT_METERS, METERS
 
 #: One row per event whose counts cannot all be true.
 CONTRADICTIONS: Final = Frame(
@@ -14,7 +15,8 @@ CONTRADICTIONS: Final = Frame(
     key=("record", "index"),
 )
 
-_CACHED: Final = ("cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens")
+_IN_INPUT: Final = tuple(meter for meter in INPUT_METERS if meter != "uncached_input_tokens")
+_IN_OUTPUT: Final = ("reported_reasoning_tokens", "audio_output_tokens", "image_output_tokens")
 
 
 def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -22,29 +24,29 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
     The identity on both conventions, in tokens of one request:
 
-        input  = uncached + cache_read + cache_write_5m + cache_write_1h
-        output = visible + reasoning
+        input  = uncached + cache_read + cache_write_5m + cache_write_1h + audio + images
+        output = visible + reasoning + audio + images
 
-    `inclusive`: the reported input holds the cached tokens and the reported output the reasoning, so uncached
-    and visible are remainders; a negative remainder is a contradiction that names the fields. `disjoint`: all
-    were reported beside each other, so the totals are sums. The context breakpoint follows the total input.
+    `inclusive`: the reported input holds the cached tokens, those of audio and of images, the reported output
+    the reasoning, audio and images, so uncached and visible are remainders; a negative remainder is a
+    contradiction that names the fields. `disjoint`: all were reported beside each other, so the totals are sums.
+    The context breakpoint follows the total input.
     """
     inclusive = pl.col("usage_convention") == "inclusive"
-    cached = pl.sum_horizontal(_CACHED)
-    reasoning = pl.col("reported_reasoning_tokens")
+    in_input, in_output = pl.sum_horizontal(_IN_INPUT), pl.sum_horizontal(_IN_OUTPUT)
     counted = reported.with_columns(
         pl.when(inclusive)
-        .then(pl.col("input_tokens") - cached)
+        .then(pl.col("input_tokens") - in_input)
         .otherwise(pl.col("input_tokens"))
         .alias("uncached_input_tokens"),
         pl.when(inclusive)
-        .then(pl.col("total_output_tokens") - reasoning)
+        .then(pl.col("total_output_tokens") - in_output)
         .otherwise(pl.col("total_output_tokens"))
         .alias("output_tokens"),
-        reasoning.alias("reasoning_tokens"),
+        pl.col("reported_reasoning_tokens").alias("reasoning_tokens"),
         pl.when(inclusive)
         .then(pl.col("input_tokens"))
-        .otherwise(pl.col("input_tokens") + cached)
+        .otherwise(pl.col("input_tokens") + in_input)
         .alias("_total_input_tokens"),
     )
     contradicts = (pl.col("uncached_input_tokens") < 0) | (pl.col("output_tokens") < 0)
@@ -65,12 +67,8 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 
 
 def _contradictions(counted: pl.DataFrame) -> pl.DataFrame:
-    """What contradicts what: the part that is larger than the whole, with both numbers."""
+    """What contradicts what: the parts that are larger than the whole, with all numbers."""
     input_side = pl.col("uncached_input_tokens") < 0
-    cached = [
-        pl.when(pl.col(name) > 0).then(pl.format("{} ({})", pl.lit(f"usage.{name}"), pl.col(name)))
-        for name in _CACHED
-    ]
     return counted.select(
         "record",
         "index",
@@ -79,20 +77,22 @@ def _contradictions(counted: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("data.usage.output_tokens"))
         .alias("field"),
         pl.when(input_side)
-        .then(
-            pl.format(
-                "usage_convention is inclusive, but usage.input_tokens ({}) is less than {} inside it",
-                pl.col("input_tokens"),
-                pl.concat_str(cached, separator=" + ", ignore_nulls=True),
-            )
-        )
-        .otherwise(
-            pl.format(
-                "usage_convention is inclusive, but usage.output_tokens ({}) is less than "
-                "usage.reasoning_tokens ({}) inside it",
-                pl.col("total_output_tokens"),
-                pl.col("reported_reasoning_tokens"),
-            )
-        )
+        .then(_smaller("input_tokens", "input_tokens", _IN_INPUT))
+        .otherwise(_smaller("output_tokens", "total_output_tokens", _IN_OUTPUT))
         .alias("detail"),
+    )
+
+
+def _smaller(whole: str, column: str, parts: Sequence[str]) -> pl.Expr:
+    said = [
+        pl.when(pl.col(name) > 0).then(
+            pl.format("{} ({})", pl.lit(f"usage.{name.removeprefix('reported_')}"), pl.col(name))
+        )
+        for name in parts
+    ]
+    return pl.format(
+        "usage_convention is inclusive, but {} ({}) is less than {} inside it",
+        pl.lit(f"usage.{whole}"),
+        pl.col(column),
+        pl.concat_str(said, separator=" + ", ignore_nulls=True),
     )

@@ -36,7 +36,7 @@ _ABOUT: Final = _columns(
 _METERS: Final = tuple(
     Column(meter, "quantity", meter.removesuffix("_tokens").removesuffix("_ms").replace("_", " "), unit, 9)
     for meter in METERS
-    for unit in ("ms" if meter.endswith("_ms") else "tokens",)
+    for unit in ("ms" if meter.endswith("_ms") else "calls" if meter.endswith("_calls") else "tokens",)
 )
 #: Requests and every meter; the two totals are sums of meters.
 USAGE_SUMS: Final = (

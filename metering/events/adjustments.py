@@ -17,10 +17,12 @@ from metering.events.instants import parse_instants
 from metering.events.laws import DecodeLimits
 from metering.events.rejects import TEXT_BYTES_MAX
 from metering.frames import DIMENSIONS
-from metering.meters import CONTEXT_BREAKPOINTS, METERS, QUANTITY_MAX
+from metering.meters import CONTEXT_BREAKPOINTS, FIRST_METERS, METERS, QUANTITY_MAX
 
 #: Version of the digest: the order and encoding of its fields, and the seed of its hash.
 ADJUSTMENT_DIGEST_VERSION: Final = 1
+#: Version of the digest of an adjustment of further meters: all meters are in it.
+FURTHER_ADJUSTMENT_VERSION: Final = 2
 REQUIRED: Final = (
     "id", "customer", "provider", "model_served", "tier_served", "occurred_at", "reason",
 )  # fmt: skip
@@ -64,17 +66,23 @@ class Adjustment:
         """Whose usage is adjusted."""
         return str(self.dimensions[0])
 
+    @property
+    def digest_version(self) -> int:
+        """The version in which `digest` encodes it."""
+        further = any(self.meters[len(FIRST_METERS) :])
+        return FURTHER_ADJUSTMENT_VERSION if further else ADJUSTMENT_DIGEST_VERSION
+
     def digest(self) -> int:
         """The signed 64-bit xxh3 of what is entered: id, time, series, quantities, project, seat, reason.
 
-        Each field length-prefixed; the seed is ADJUSTMENT_DIGEST_VERSION. The author is not part of it: the
-        same file entered by another person is the same adjustment.
+        Each field length-prefixed; the seed is the version. The author is not part of it: the same file entered
+        by another person is the same adjustment.
         """
         at = (self.occurred_at - _EPOCH) // timedelta(microseconds=1)
-        fields = (self.event_id, at, *self.dimensions, *self.meters, self.project, self.seat, self.reason)
-        digest = xxhash.xxh3_64_intdigest(
-            b"".join(map(length_prefixed, ("adjustment", *fields))), ADJUSTMENT_DIGEST_VERSION
-        )
+        version = self.digest_version
+        meters = self.meters if version == FURTHER_ADJUSTMENT_VERSION else self.meters[: len(FIRST_METERS)]
+        fields = (self.event_id, at, *self.dimensions, *meters, self.project, self.seat, self.reason)
+        digest = xxhash.xxh3_64_intdigest(b"".join(map(length_prefixed, ("adjustment", *fields))), version)
         return digest - 2**64 if digest >= 2**63 else digest
 
 

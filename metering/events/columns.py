@@ -13,6 +13,7 @@ from metering.events.identity import event_keys
 from metering.events.instants import parse_instants
 from metering.events.laws import BILLABLE, IS_SPLIT
 from metering.frames import INSTANT, REPORTED_EVENTS
+from metering.meters import FURTHER_METERS
 
 #: Where a producer names no region.
 REGION_DEFAULT: Final = "global"
@@ -122,6 +123,6 @@ def reported(events: pl.DataFrame) -> pl.DataFrame:
             pl.col("cache_write_1h_tokens").fill_null(0),
             pl.col("output_tokens").alias("total_output_tokens"),
             pl.col("reasoning_tokens").fill_null(0).alias("reported_reasoning_tokens"),
-            pl.col("accelerator_ms").fill_null(0),
+            pl.col("accelerator_ms", *FURTHER_METERS).fill_null(0),
         )
     )

@@ -20,10 +20,12 @@ import xxhash
 
 from metering.events.instants import Bytes, Mask, byte_table
 from metering.frames import DIMENSIONS, INSTANT
-from metering.meters import METERS
+from metering.meters import FIRST_METERS, FURTHER_METERS
 
 #: Version of the content digest: the order and encoding of its fields, and the seed of its hash.
 DIGEST_VERSION: Final = 1
+#: Version of the digest of events that have further meters.
+FURTHER_DIGEST_VERSION: Final = 2
 KEY_BYTES: Final = 16
 #: The fields of the content digest that are texts of their own, in order. The source is half of the identity
 #: and therefore not content.
@@ -236,7 +238,7 @@ _CONTENT: Final = np.dtype(
         ("occurred_at", ">i8"),
         ("attempt", ">i2"),
         ("duration_ms", ">i4"),
-        *((meter, ">i4") for meter in METERS),
+        *((meter, ">i4") for meter in FIRST_METERS),
     ]
 )
 
@@ -245,9 +247,10 @@ def content_digests(events: pl.DataFrame, series: npt.NDArray[np.bytes_] | None 
     """The signed 64-bit xxh3 of each event's content: every typed field, the id's text, never the source.
 
     Row encoding of version 1: digest of the series (16 bytes), occurred_at (microseconds, 8), attempt (2),
-    duration_ms (4; -1 for none), the meters (4 each), all big-endian; then the texts of the event each as
-    `length:text` in UTF-8 bytes, or `-` for none. The seed is the version. `events` is a frames.EVENTS frame,
-    `series` the digests of its series (S16) where the caller has them already.
+    duration_ms (4; -1 for none), FIRST_METERS (4 each), all big-endian; then the texts of the event each as
+    `length:text` in UTF-8 bytes, or `-` for none. The seed is the version. An event that has any of FURTHER_METERS
+    is encoded in version 2: as in version 1, with all of these (4 each) between the meters and the texts.
+    `events` is a frames.EVENTS frame, `series` the digests of its series (S16) where the caller has them already.
     """
     if series is None:
         series = np.frombuffer(b"".join(series_digests(events).to_list()), dtype=f"S{KEY_BYTES}")
@@ -256,7 +259,7 @@ def content_digests(events: pl.DataFrame, series: npt.NDArray[np.bytes_] | None 
     fixed["occurred_at"] = events["occurred_at"].dt.timestamp("us").to_numpy()
     fixed["attempt"] = events["attempt"].to_numpy()
     fixed["duration_ms"] = events["duration_ms"].fill_null(-1).to_numpy()
-    for meter in METERS:
+    for meter in FIRST_METERS:
         fixed[meter] = events[meter].to_numpy()
     pieces = [piece for name in _CONTENT_TEXTS for piece in _content_pieces(events[name])]
     texts = pl.select(pl.concat_str(pieces))["piece"].cast(pl.Binary).to_list()
@@ -264,7 +267,18 @@ def content_digests(events: pl.DataFrame, series: npt.NDArray[np.bytes_] | None 
     # as an opaque type: numpy makes one bytes object of each row
     rows = fixed.view(f"V{_CONTENT.itemsize}").tolist()
     digests = [hashed(row + text, DIGEST_VERSION) for row, text in zip(rows, texts, strict=True)]
+    further = np.flatnonzero(digest_versions(events) == FURTHER_DIGEST_VERSION)
+    if len(further):
+        numbers = events.select(FURTHER_METERS)[further].to_numpy().astype(">i4")
+        for at, more in zip(further.tolist(), numbers, strict=True):
+            digests[at] = hashed(rows[at] + more.tobytes() + texts[at], FURTHER_DIGEST_VERSION)
     return pl.Series("content_digest", np.array(digests, dtype=np.uint64).view(np.int64))
+
+
+def digest_versions(events: pl.DataFrame) -> npt.NDArray[np.int16]:
+    """The version in which `content_digests` encodes each event."""
+    has = events.select(pl.any_horizontal(pl.col(FURTHER_METERS) != 0)).to_series().to_numpy()
+    return np.where(has, FURTHER_DIGEST_VERSION, DIGEST_VERSION).astype(np.int16)
 
 
 def _content_pieces(column: pl.Series) -> list[pl.Series]:

@@ -30,6 +30,11 @@ class Counts(msgspec.Struct, gc=False, kw_only=True):
     cache_write_5m_tokens: _Quantity | None = None
     cache_write_1h_tokens: _Quantity | None = None
     reasoning_tokens: _Quantity | None = None
+    audio_input_tokens: _Quantity | None = None
+    audio_output_tokens: _Quantity | None = None
+    image_input_tokens: _Quantity | None = None
+    image_output_tokens: _Quantity | None = None
+    tool_calls: _Quantity | None = None
 
 
 class Data(msgspec.Struct, gc=False, kw_only=True):

@@ -11,7 +11,10 @@ from sqlalchemy import Connection, text
 from metering.events.rejects import SOURCE_OF_ADJUSTMENTS
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
+from metering.store.ledger_rows import meter_sql
 
+_NUMBERS: Final = [meter_sql(meter, "u") for meter in METERS]
+_NAMED: Final = ", ".join(f"{number} AS {meter}" for meter, number in zip(METERS, _NUMBERS, strict=True))
 #: The source of every adjustment.
 SOURCE: Final = SOURCE_OF_ADJUSTMENTS
 
@@ -50,7 +53,7 @@ def added_to_pools(
     rows = connection.execute(
         text(
             "SELECT date_bin('1 minute', u.occurred_at, 'epoch') AS minute, s.series_digest, "
-            f"{', '.join(f'sum({meter})::bigint' for meter in METERS)} "
+            f"{', '.join(f'sum({number})::bigint' for number in _NUMBERS)} "
             "FROM adjustments a JOIN usage_events u USING (event_key, source_id) JOIN series s USING (series_id) "
             "WHERE s.series_digest = ANY(:digests) GROUP BY 1, 2"
         ),
@@ -68,7 +71,7 @@ def entered(connection: Connection, *, customer: str | None = None, limit: int) 
     rows = connection.execute(
         text(
             "SELECT coalesce(nullif(u.event_id, ''), a.event_key::text) AS id, b.committed_at AS entered_at, "
-            f"a.author, u.occurred_at, {dimensions}, {', '.join(f'u.{meter}' for meter in METERS)}, a.reason "
+            f"a.author, u.occurred_at, {dimensions}, {_NAMED}, a.reason "
             "FROM adjustments a JOIN ingest_batches b USING (batch_id) "
             "LEFT JOIN usage_events u USING (event_key, source_id) LEFT JOIN series s USING (series_id) "
             "WHERE CAST(:customer AS text) IS NULL OR s.customer = :customer "

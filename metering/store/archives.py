@@ -26,7 +26,14 @@ from sqlalchemy import Connection, text
 from metering.errors import BadInput, Unavailable, WrongWorld
 from metering.frames import INSTANT
 from metering.store import ledger_rows, partitions
-from metering.store.ledger_rows import COPY_COLUMNS, LEDGER_COLUMNS, LEDGER_ROW, Rows, record_dtype
+from metering.store.ledger_rows import (
+    COPY_COLUMNS,
+    FURTHER_COLUMNS,
+    LEDGER_COLUMNS,
+    LEDGER_ROW,
+    Rows,
+    record_dtype,
+)
 from metering.store.partitions import key_floor
 from metering.store.postgres import driver
 
@@ -36,9 +43,11 @@ _NUMBERS: Final[Mapping[str, pl.DataType]] = {
     "int4": pl.Int32(),
     "int2": pl.Int16(),
 }
-#: Columns of an archive: those of the ledger in table order; keys are 16 bytes.
+_COLUMNS: Final = {**LEDGER_COLUMNS, **FURTHER_COLUMNS}
+#: Columns of an archive: those of the ledger in table order, each further meter one; keys are 16 bytes. Files
+#: written before there were further meters lack theirs.
 ARCHIVE: Final[Mapping[str, pl.DataType]] = {
-    **{name: pl.Binary() if kind == "uuid" else _NUMBERS[kind] for name, kind in LEDGER_COLUMNS.items()},
+    **{name: pl.Binary() if kind == "uuid" else _NUMBERS[kind] for name, kind in _COLUMNS.items()},
     "event_id": pl.String(),
 }
 #: Rows in memory at a time, about, and in a row group of the file.
@@ -149,7 +158,8 @@ def read_texts(connection: Connection, batch_ids: Sequence[int]) -> dict[int, di
 
 def scan(archive: Archive) -> pl.LazyFrame:
     """The rows of an archive, its file compared with what was written."""
-    return pl.scan_parquet(_fetched(archive), schema=dict(ARCHIVE))
+    rows = pl.scan_parquet(_fetched(archive), schema=dict(ARCHIVE), missing_columns="insert")
+    return rows.with_columns(pl.col(*FURTHER_COLUMNS).fill_null(0))
 
 
 def _of_batches(
@@ -182,7 +192,7 @@ def to_frame(rows: Rows, texts: Mapping[int, str]) -> pl.DataFrame:
     """The ledger rows of one batch, in ordinal order, as ARCHIVE."""
     rows = rows[np.argsort(rows["ordinal"], kind="stable")]
     columns: dict[str, Any] = {}
-    for name, kind in LEDGER_COLUMNS.items():
+    for name, kind in _COLUMNS.items():
         column: npt.NDArray[Any] = rows[name]
         if kind == "uuid":
             data = column.tobytes()
@@ -286,7 +296,7 @@ def read_day(connection: Connection, day: date, batches: Sequence[tuple[int, int
         f"WHERE batch_id = ANY(:batch_ids) AND event_id <> '' AND {within}"
     )
     for group in grouped(batches):
-        found = ledger_rows.read_batches(driver(connection), group, LEDGER_COLUMNS, within)
+        found = ledger_rows.read_batches(driver(connection), group, _COLUMNS, within)
         texts: dict[int, dict[int, str]] = {}
         for row in connection.execute(stored, {"batch_ids": group}):
             texts.setdefault(row.batch_id, {})[row.ordinal] = row.event_id
@@ -429,7 +439,7 @@ def refill(connection: Connection, archive: Archive) -> None:
     connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE usage_events INCLUDING ALL EXCLUDING IDENTITY)")
     for at in range(0, archive.rows, ROWS_AT_ONCE):
         frame = written.slice(at, ROWS_AT_ONCE).collect()
-        copied = ledger_rows.to_copy_binary(to_rows(frame, LEDGER_COLUMNS), frame["event_id"].to_list())
+        copied = ledger_rows.to_copy_binary(to_rows(frame, _COLUMNS), frame["event_id"].to_list())
         with (
             driver(connection).cursor() as cursor,
             cursor.copy(f"COPY {name} ({', '.join(COPY_COLUMNS)}) FROM STDIN (FORMAT binary)") as copy,

@@ -6,6 +6,8 @@ Version 1, big-endian throughout, every text and every optional value length-pre
     row       = ROW, 159 bytes               surrogate ids are replaced by digests of what they stand for
     id text   = uint32 ordinal, uint32 length, bytes          only of rows whose event id is not the key
     root      = SHA-256( "metering batch root", version, row count, row size, rows, id text count, id texts )
+                version 2, only where a row has further meters: then follow their count and for each
+                uint32 ordinal, int32 of every further meter
     head      = SHA-256( field* )            field 1 the name of the chain, 2 the version, 3 the previous head
 
 A series is named by the digest of its dimensions, a source, project or seat by that of its text, so that the
@@ -22,10 +24,12 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from metering.meters import METERS
-from metering.store.ledger_rows import Rows
+from metering.meters import FIRST_METERS
+from metering.store.ledger_rows import Rows, further_bytes, has_further
 
 CHAIN_VERSION: Final = 1
+#: Of the root of a batch that has rows with further meters.
+FURTHER_VERSION: Final = 2
 GENESIS: Final = bytes(32)
 
 #: A row as it is hashed. `compensating` is 1 where the source id is negative; `duration_ms` -1: unknown.
@@ -42,7 +46,7 @@ ROW: Final = np.dtype(
         ("project", "S16"),
         ("seat", "S16"),
         ("duration_ms", ">i4"),
-        *((meter, ">i4") for meter in METERS),
+        *((meter, ">i4") for meter in FIRST_METERS),
         ("attempt", ">i2"),
         ("event_type", ">i2"),
         ("usage_source", ">i2"),
@@ -97,7 +101,7 @@ def batch_root(
             projects=projects[piece],
             seats=seats[piece],
         )
-    return root_of(encoded, event_ids)
+    return root_of(encoded, event_ids, further_of(rows))
 
 
 def encode_rows(
@@ -111,11 +115,26 @@ def encode_rows(
         into[name] = _sixteens(digests, len(rows))
 
 
-def root_of(encoded: Rows, event_ids: Sequence[str] | None = None) -> bytes:
-    """The root of a batch from its ROWs in ordinal order, and their id texts ('' or None: the key is the id)."""
+def further_of(rows: Rows) -> bytes:
+    """What the further meters of rows in ordinal order add to their root; nothing where no row has any."""
+    chosen = np.flatnonzero(has_further(rows))
+    if not len(chosen):
+        return b""
+    some = rows[chosen]
+    numbers = further_bytes(some)
+    ordinals = some["ordinal"].astype(">i4").view(np.uint8).reshape(-1, 4)
+    return struct.pack(">Q", len(chosen)) + np.hstack([ordinals, numbers]).tobytes()
+
+
+def root_of(encoded: Rows, event_ids: Sequence[str] | None = None, further: bytes = b"") -> bytes:
+    """The root of a batch from its ROWs in ordinal order, and their id texts ('' or None: the key is the id).
+
+    `further` is what `further_of` says of the same rows.
+    """
     assert bool((np.diff(encoded["ordinal"]) > 0).all()), "rows of a batch are hashed in ordinal order"
     hasher = hashlib.sha256(b"metering batch root")
-    hasher.update(struct.pack(">IQI", CHAIN_VERSION, len(encoded), ROW.itemsize))
+    version = FURTHER_VERSION if further else CHAIN_VERSION
+    hasher.update(struct.pack(">IQI", version, len(encoded), ROW.itemsize))
     hasher.update(encoded.view(np.uint8).data if len(encoded) else b"")
     texts = (
         []
@@ -130,6 +149,7 @@ def root_of(encoded: Rows, event_ids: Sequence[str] | None = None) -> bytes:
     )
     hasher.update(struct.pack(">Q", len(texts)))
     hasher.update(b"".join(texts))
+    hasher.update(further)
     return hasher.digest()
 
 

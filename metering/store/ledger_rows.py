@@ -3,6 +3,9 @@
 A row has the columns of `usage_events` in table order, except the text `event_id`, which travels beside it
 and is '' for every event whose key is its id. Integers are native, instants are microseconds since 1970 UTC,
 keys are 16 raw bytes, a missing `duration_ms` is -1.
+
+The further meters are numbers in memory and one value in the table: their 32-bit integers in order, big-endian,
+or empty where all of them are 0. An empty value takes the one byte by which rows were padded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +16,7 @@ import numpy.typing as npt
 import psycopg
 from psycopg.pq import ExecStatus
 
-from metering.meters import METERS
+from metering.meters import FIRST_METERS, FURTHER_METERS
 
 Rows = npt.NDArray[np.void]
 
@@ -24,6 +27,7 @@ _KINDS: Final = {
     "int8": ("<i8", ">i8"),
     "int4": ("<i4", ">i4"),
     "int2": ("<i2", ">i2"),
+    "further": ("V20", "V20"),
 }
 #: The fixed-width columns of the ledger in table order, each with its kind.
 LEDGER_COLUMNS: Final[Mapping[str, str]] = {
@@ -38,7 +42,7 @@ LEDGER_COLUMNS: Final[Mapping[str, str]] = {
     "project_id": "int4",
     "seat_id": "int4",
     "duration_ms": "int4",
-    **dict.fromkeys(METERS, "int4"),
+    **dict.fromkeys(FIRST_METERS, "int4"),
     "attempt": "int2",
     "event_type": "int2",
     "usage_source": "int2",
@@ -46,7 +50,10 @@ LEDGER_COLUMNS: Final[Mapping[str, str]] = {
     "digest_version": "int2",
 }
 #: The columns that a COPY of `to_copy_binary` names, in its order.
-COPY_COLUMNS: Final = (*LEDGER_COLUMNS, "event_id")
+COPY_COLUMNS: Final = (*LEDGER_COLUMNS, "event_id", "further_meters")
+#: How reading and writing name the further meters of a row.
+FURTHER_COLUMNS: Final[Mapping[str, str]] = dict.fromkeys(FURTHER_METERS, "int4")
+_FURTHER_BYTES: Final = 4 * len(FURTHER_METERS)
 
 #: Postgres counts microseconds from 2000-01-01, this program from 1970-01-01.
 _EPOCH: Final = 946_684_800_000_000
@@ -79,8 +86,8 @@ def _wire_template(columns: Mapping[str, str], dtype: np.dtype[np.void], fields:
     return template
 
 
-LEDGER_ROW: Final = row_dtype(LEDGER_COLUMNS)
-_LEDGER_WIRE: Final = _wire_dtype(LEDGER_COLUMNS, ("event_id length", ">i4"))
+LEDGER_ROW: Final = row_dtype({**LEDGER_COLUMNS, **FURTHER_COLUMNS})
+_LEDGER_WIRE: Final = _wire_dtype(LEDGER_COLUMNS, ("event_id length", ">i4"), ("further length", ">i4"))
 _LEDGER_TEMPLATE: Final = _wire_template(LEDGER_COLUMNS, _LEDGER_WIRE, len(COPY_COLUMNS))
 
 
@@ -99,7 +106,7 @@ def to_copy_binary(rows: Rows, event_ids: Sequence[str] | None = None) -> bytes:
     """The bytes of `COPY usage_events (COPY_COLUMNS) FROM STDIN (FORMAT binary)` for LEDGER_ROWs, in order.
 
     `event_ids` is aligned with `rows`; None means that every key is its own id (all texts are ''). Rows
-    without duration or with a text are slower by about four times.
+    without duration, with a text or with a further meter are slower by about four times.
     """
     texts = None if event_ids is None else [text.encode() for text in event_ids]
     assert texts is None or len(texts) == len(rows), f"{len(texts or ())} event ids for {len(rows)} rows"
@@ -115,32 +122,69 @@ def to_copy_binary(rows: Rows, event_ids: Sequence[str] | None = None) -> bytes:
         wire["occurred_at"] -= _EPOCH
         unknown = chunk["duration_ms"] < 0
         ids = texts[start : start + _CHUNK] if texts is not None else []
-        if any(ids) or unknown.any():
-            pieces.append(_squeezed(wire, unknown, ids).tobytes())
-            for name in ("duration_ms length", "event_id length"):
+        further = has_further(chunk)
+        if any(ids) or unknown.any() or further.any():
+            pieces.append(_squeezed(wire, unknown, ids, further, further_bytes(chunk)).tobytes())
+            for name in ("duration_ms length", "event_id length", "further length"):
                 wire[name] = _LEDGER_TEMPLATE[name]
         else:
             pieces.append(wire.tobytes())
     return b"".join((*pieces, _TRAILER))
 
 
-def _squeezed(wire: Rows, unknown: npt.NDArray[np.bool_], texts: list[bytes]) -> npt.NDArray[np.uint8]:
-    """The wire rows without the four bytes of unknown durations, each followed by its text."""
-    fixed = _LEDGER_WIRE.itemsize
+def has_further(rows: Rows) -> npt.NDArray[np.bool_]:
+    """Which rows have a further meter that is not 0."""
+    has: npt.NDArray[np.bool_] = np.logical_or.reduce([rows[name] != 0 for name in FURTHER_METERS])
+    return has
+
+
+def further_bytes(rows: Rows) -> npt.NDArray[np.uint8]:
+    """The further meters of each row as they are stored and hashed: (n, 4 a meter), big-endian."""
+    numbers = np.stack([rows[name] for name in FURTHER_METERS], axis=1, dtype=">i4", casting="equiv")
+    return numbers.view(np.uint8).reshape(len(rows), _FURTHER_BYTES)
+
+
+def meter_sql(meter: str, table: str = "") -> str:
+    """The SQL expression for a meter of a ledger row, 0 where it has none; `table`: its name there."""
+    column = f"{table}." if table else ""
+    if meter not in FURTHER_METERS:
+        return f"{column}{meter}"
+    column += "further_meters"
+    first = 4 * FURTHER_METERS.index(meter) + 1
+    number = f"('x' || encode(substring({column} FROM {first} FOR 4), 'hex'))::bit(32)::integer"
+    return f"CASE WHEN {column} = '' THEN 0 ELSE {number} END"
+
+
+def _squeezed(
+    wire: Rows,
+    unknown: npt.NDArray[np.bool_],
+    texts: list[bytes],
+    has: npt.NDArray[np.bool_],
+    further: npt.NDArray[np.uint8],
+) -> npt.NDArray[np.uint8]:
+    """The wire rows without the four bytes of unknown durations, each with its text and its further meters."""
+    # the text stands between the two lengths at the end
+    fixed = _LEDGER_WIRE.itemsize - 4
     wire["duration_ms length"][unknown] = -1
+    wire["further length"] = np.where(has, _FURTHER_BYTES, 0)
     lengths = np.fromiter(map(len, texts), np.int32, len(texts)) if texts else np.zeros(len(wire), np.int32)
     wire["event_id length"] = lengths
     longest = int(lengths.max(initial=0))
-    matrix = np.empty((len(wire), fixed + longest), np.uint8)
-    matrix[:, :fixed] = wire.view(np.uint8).reshape(-1, fixed)
+    matrix = np.empty((len(wire), fixed + longest + 4 + _FURTHER_BYTES), np.uint8)
+    encoded = wire.view(np.uint8).reshape(-1, fixed + 4)
+    matrix[:, :fixed] = encoded[:, :fixed]
+    matrix[:, fixed + longest : fixed + longest + 4] = encoded[:, fixed:]
+    matrix[:, fixed + longest + 4 :] = further
     kept = np.ones(matrix.shape, np.bool_)
     fields = _LEDGER_WIRE.fields
     assert fields is not None
     at = fields["duration_ms"][1]
     kept[:, at : at + 4] = ~unknown[:, None]
     if longest:
-        matrix[:, fixed:] = np.array(texts, f"S{longest}").view(np.uint8).reshape(-1, longest)
-        kept[:, fixed:] = np.arange(longest) < lengths[:, None]
+        padded = np.array(texts, f"S{longest}").view(np.uint8).reshape(-1, longest)
+        matrix[:, fixed : fixed + longest] = padded
+        kept[:, fixed : fixed + longest] = np.arange(longest) < lengths[:, None]
+    kept[:, fixed + longest + 4 :] = has[:, None]
     return matrix[kept]
 
 
@@ -152,25 +196,57 @@ def read_batches(
 ) -> dict[int, Rows]:
     """The rows of whole batches, by batch and in no order within it; a batch without rows is absent.
 
-    `columns` are of the ledger, named as in LEDGER_COLUMNS; integers are big-endian. Each batch comes as one
-    value: a client that takes row by row spends as much time on each as the server does. Memory: about
-    0.4 KiB a row; ask for a hundred thousand rows or so at once. Works in the transaction of `connection`.
+    `columns` are of the ledger, named as in LEDGER_COLUMNS and FURTHER_COLUMNS; integers are big-endian. Each
+    batch comes as one value, and as another one of those rows that have further meters, if they are asked for:
+    a client that takes row by row spends as much time on each as the server does. Memory: about 0.4 KiB a row;
+    ask for a hundred thousand rows or so at once. Works in the transaction of `connection`.
     """
     if not batch_ids:
         return {}
-    fields = ", ".join(f"coalesce({name}, -1)" if name == "duration_ms" else name for name in columns)
+    first = {name: kind for name, kind in columns.items() if name not in FURTHER_COLUMNS}
+    further = len(first) < len(columns)
+    fields = ", ".join(f"coalesce({name}, -1)" if name == "duration_ms" else name for name in first)
+    sent = f"string_agg(record_send(ROW({fields})), '')"
+    if further:
+        sent = (
+            f"{sent} FILTER (WHERE further_meters = ''), "
+            f"string_agg(record_send(ROW({fields}, further_meters)), '') FILTER (WHERE further_meters <> '')"
+        )
     # without statistics of today's partition the planner would read every partition whole; and what several
     # processes gather they would sort
     for off in ("enable_seqscan", "jit", "max_parallel_workers_per_gather"):
         connection.execute(f"SET LOCAL {off} = 0")
     with connection.cursor(binary=True) as cursor:
         found = cursor.execute(
-            f"SELECT wanted, (SELECT string_agg(record_send(ROW({fields})), '') FROM usage_events "
-            f"WHERE batch_id = wanted AND {condition}) FROM unnest(%s::bigint[]) AS wanted".encode(),
+            f"SELECT wanted, sent.* FROM unnest(%s::bigint[]) AS wanted CROSS JOIN LATERAL "
+            f"(SELECT {sent} FROM usage_events WHERE batch_id = wanted AND {condition}) sent".encode(),
             (list(batch_ids),),
         ).fetchall()
     connection.execute("SET LOCAL enable_seqscan = on")
-    return {batch_id: _from_records(value, columns) for batch_id, value in found if value is not None}
+    if not further:
+        return {batch_id: _from_records(value, first) for batch_id, value in found if value is not None}
+    return {
+        batch_id: _with_further(plain or b"", more or b"", first)
+        for batch_id, plain, more in found
+        if plain is not None or more is not None
+    }
+
+
+def _with_further(plain: bytes, more: bytes, first: Mapping[str, str]) -> Rows:
+    """The rows of a batch that have no further meter (0 then) and those that have, sent as one value."""
+    narrow, wide = record_dtype(first), record_dtype({**first, **FURTHER_COLUMNS})
+    none = _from_records(plain, first)
+    some = _from_records(more, {**first, "further_meters": "further"})
+    rows = np.zeros(len(none) + len(some), wide)
+    # as plain bytes, or numpy would copy field by field
+    every = rows.view(np.uint8).reshape(len(rows), wide.itemsize)
+    every[: len(none), : narrow.itemsize] = none.view(np.uint8).reshape(-1, narrow.itemsize)
+    told = some.view(np.uint8).reshape(-1, some.dtype.itemsize)
+    every[len(none) :, : narrow.itemsize] = told[:, : narrow.itemsize]
+    numbers = np.ascontiguousarray(told[:, -_FURTHER_BYTES:]).view(">i4")
+    for place, name in enumerate(FURTHER_METERS):
+        rows[name][len(none) :] = numbers[:, place]
+    return rows
 
 
 def record_dtype(columns: Mapping[str, str]) -> np.dtype[np.void]:

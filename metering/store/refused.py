@@ -10,7 +10,9 @@ import psycopg
 from sqlalchemy import Connection, text
 
 from metering.errors import BadInput
+from metering.meters import FURTHER_METERS
 from metering.store.ledger import EVENT_TYPES
+from metering.store.ledger_rows import meter_sql
 
 _BEFORE_ALL: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WAITING: Final = "NOT EXISTS (SELECT FROM replays p WHERE p.reject_id = r.reject_id)"
@@ -198,6 +200,9 @@ def read_bytes(connection: Connection, table: str, identity: int) -> bytes:
     return bytes(payload)
 
 
+_FURTHER: Final = ", ".join(f"{meter_sql(meter, 'u')} AS {meter}" for meter in FURTHER_METERS)
+
+
 def read_accepted(connection: Connection, event_key: UUID, source_id: int) -> dict[str, Any] | None:
     """The ledger row of an identity with what its ids stand for, and `details` of one that is no usage.
 
@@ -206,9 +211,10 @@ def read_accepted(connection: Connection, event_key: UUID, source_id: int) -> di
     row = (
         connection.execute(
             text(
-                "SELECT u.*, s.customer, s.product, s.tier_sold, s.provider, s.model_served, s.tier_served, s.region, "
-                "s.pool, s.ran_on, s.counts_for, s.context_breakpoint, o.source, j.project, e.seat, b.committed_at "
-                "FROM usage_events u LEFT JOIN series s USING (series_id) LEFT JOIN sources o USING (source_id) "
+                f"SELECT u.*, {_FURTHER}, s.customer, s.product, s.tier_sold, s.provider, s.model_served, s.tier_served, "
+                "s.region, s.pool, s.ran_on, s.counts_for, s.context_breakpoint, o.source, j.project, e.seat, "
+                "b.committed_at FROM usage_events u LEFT JOIN series s USING (series_id) "
+                "LEFT JOIN sources o USING (source_id) "
                 "LEFT JOIN projects j USING (project_id) LEFT JOIN seats e USING (seat_id) "
                 "LEFT JOIN ingest_batches b USING (batch_id) WHERE u.event_key = :key AND u.source_id = :source"
             ),

@@ -11,8 +11,8 @@ from metering.events.identity import series_digest
 from metering.frames import DIMENSIONS
 from metering.store.archives import read_batches, read_texts
 from metering.store.as_of import Scope
-from metering.store.chain import ROW, encode_rows, root_of, text_digest
-from metering.store.ledger_rows import LEDGER_COLUMNS, Rows
+from metering.store.chain import ROW, encode_rows, further_of, root_of, text_digest
+from metering.store.ledger_rows import FURTHER_COLUMNS, LEDGER_COLUMNS, Rows
 
 #: Ledger rows that are fetched at a time: it bounds memory.
 _ROWS_AT_ONCE: Final = 100_000
@@ -87,18 +87,19 @@ def batch_roots(
 
 def _root_difference(connection: Connection, group: list[Row[Any]], names: dict[str, Names]) -> str | None:
     numbers = [batch.batch_id for batch in group]
-    found = read_batches(connection, numbers, LEDGER_COLUMNS)
+    found = read_batches(connection, numbers, {**LEDGER_COLUMNS, **FURTHER_COLUMNS})
     texts = read_texts(connection, numbers)
     for batch in group:
         rows = found.get(batch.batch_id)
         encoded = np.empty(0, ROW) if rows is None else _encoded(rows, names)
+        further = b"" if rows is None else further_of(rows[np.argsort(rows["ordinal"], kind="stable")])
         name = f"batch {batch.batch_id} (intake {batch.intake_id}, sequence {batch.sequence})"
         repeated = np.flatnonzero(np.diff(encoded["ordinal"]) == 0)
         if len(repeated):
             return f"{name} holds two ledger rows of ordinal {encoded['ordinal'][repeated[0]]}"
         own = texts.get(batch.batch_id)
         event_ids = [own.get(at, "") for at in encoded["ordinal"].tolist()] if own else None
-        if root_of(encoded, event_ids) != bytes(batch.root):
+        if root_of(encoded, event_ids, further) != bytes(batch.root):
             return f"{name}: its {len(encoded):,} ledger rows do not give its root {batch.root.hex()[:16]}"
     return None
 

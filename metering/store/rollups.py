@@ -5,7 +5,7 @@ watermark W a sum runs over the intervals up to W, live over all of them. Everyt
 caller's transaction and commits nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -32,11 +32,12 @@ from metering.frames import (
     USAGE,
     Frame,
 )
-from metering.meters import METERS
+from metering.meters import FURTHER_METERS, METERS
 from metering.periods import MINUTE, QUARTER
 from metering.store.archives import read_batches
 from metering.store.ledger_rows import Rows, copy_out, copy_stream, row_dtype
 from metering.store.postgres import driver
+from metering.store.tables import HAS_FURTHER
 
 Driver = psycopg.Connection[Any]
 
@@ -160,15 +161,22 @@ def _add(
         f"CREATE TEMPORARY TABLE IF NOT EXISTS {stage} ON COMMIT DELETE ROWS AS "
         f"SELECT {columns} FROM {table} WITH NO DATA"
     )
-    csv = sums.select(*key, *SUMS).write_csv(
-        include_header=False, quote_style="non_numeric", datetime_format="%Y-%m-%dT%H:%M:%SZ"
-    )
+    # what is left out of the stage is null there: a further meter that sums to 0 is in no rollup
+    told = [name for name in SUMS if name not in FURTHER_METERS or (sums[name] != 0).any()]
+    csv = sums.select(
+        *key, *(pl.when(pl.col(name) != 0).then(name) if name in FURTHER_METERS else name for name in told)
+    ).write_csv(include_header=False, quote_style="non_numeric", datetime_format="%Y-%m-%dT%H:%M:%SZ")
     with (
         driver(connection).cursor() as cursor,
-        cursor.copy(f"COPY {stage} ({columns}) FROM STDIN (FORMAT csv)") as copy,
+        cursor.copy(f"COPY {stage} ({', '.join((*key, *told))}) FROM STDIN (FORMAT csv)") as copy,
     ):
         copy.write(csv)
-    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in SUMS)
+    added = ", ".join(
+        f"{name} = nullif(coalesce({table}.{name}, 0) + coalesce(excluded.{name}, 0), 0)"
+        if name in FURTHER_METERS
+        else f"{name} = {table}.{name} + excluded.{name}"
+        for name in SUMS
+    )
     connection.exec_driver_sql(
         f"INSERT INTO {table} ({columns}, interval_id) SELECT {columns}, {interval_id} FROM {stage} "
         f"ON CONFLICT ({', '.join(key)}, interval_id) DO UPDATE SET {added}"
@@ -315,11 +323,12 @@ def _read_minutes(connection: Connection, where: str) -> tuple[pl.DataFrame, pl.
     if says := unfilled(connection).get("limit_minutes"):
         raise WrongWorld(f"limit_minutes {says}")
     ids = ("series_id", "project_id", "seat_id")
-    kinds = {"minute": "instant", **dict.fromkeys(ids, "int4"), **dict.fromkeys(SUMS, "int8")}
-    query = f"SELECT {', '.join(kinds)} FROM limit_minutes WHERE {where} ORDER BY minute"
+    told = _occurring(connection, "limit_minutes", where)
+    kinds = {"minute": "instant", **dict.fromkeys(ids, "int4"), **dict.fromkeys(told, "int8")}
+    query = f"SELECT {', '.join(map(_sum, kinds))} FROM limit_minutes WHERE {where} ORDER BY minute"
     rows = _frame(list(copy_out(driver(connection), query, kinds)), kinds)
     series = _read_series(connection, rows["series_id"].unique().to_list())
-    return rows.with_columns(pl.col(*SUMS).cast(SUM)), series
+    return rows.with_columns(pl.col(*told).cast(SUM), *_zeros(told)), series
 
 
 def _names(connection: Connection, table: str, column: str, ids: list[int]) -> pl.DataFrame:
@@ -358,8 +367,9 @@ def _read_series_sums(
 ) -> pl.DataFrame:
     """The rows of a rollup by series as `declared`, whose key is the start of a bucket and columns of series."""
     start_of, *named_by = declared.key
-    kinds = {start_of: "instant", "series_id": "int4", **dict.fromkeys(SUMS, "int8")}
-    query = f"SELECT {', '.join(kinds)} FROM {rollup} WHERE {where}"
+    told = _occurring(connection, rollup, where)
+    kinds = {start_of: "instant", "series_id": "int4", **dict.fromkeys(told, "int8")}
+    query = f"SELECT {', '.join(_sum(name) for name in kinds)} FROM {rollup} WHERE {where}"
     pieces = list(copy_out(driver(connection), query, kinds))
 
     def column(name: str) -> npt.NDArray[Any]:
@@ -378,14 +388,35 @@ def _read_series_sums(
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     edges = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1))
-    sums = {name: _group_sums(column(name)[order], edges) for name in SUMS}
+    sums = {name: _group_sums(column(name)[order], edges) for name in told}
     pieces.clear()
     first = order[edges]
     rank_of_row = pl.DataFrame({"rank": ranks[positions[first]].astype(np.uint32)})
     named = rank_of_row.join(dimensions, on="rank", how="left", validate="m:1", maintain_order="left")
-    return named.with_columns(pl.Series(start_of, starts[first]).cast(INSTANT), **sums).select(
+    return named.with_columns(pl.Series(start_of, starts[first]).cast(INSTANT), *_zeros(told), **sums).select(
         *declared.columns
     )
+
+
+def _occurring(connection: Connection, rollup: str, where: str) -> list[str]:
+    """The sums that rows of a rollup have: further meters only if some row among them has one."""
+    counted = ", ".join(f"count({name}) > 0" for name in FURTHER_METERS)
+    found = (
+        driver(connection)
+        .execute(f"SELECT {counted} FROM {rollup} WHERE {HAS_FURTHER} AND {where}".encode())
+        .fetchone()
+    )
+    occurs = dict(zip(FURTHER_METERS, found or (), strict=True))
+    return [name for name in SUMS if occurs.get(name, True)]
+
+
+def _sum(name: str) -> str:
+    return f"coalesce({name}, 0)" if name in FURTHER_METERS else name
+
+
+def _zeros(told: Container[str]) -> list[pl.Expr]:
+    """What is not told is 0, in a column that takes no room."""
+    return [pl.lit(0, dtype=SUM).alias(name) for name in SUMS if name not in told]
 
 
 def _group_sums(values: npt.NDArray[np.int64], edges: npt.NDArray[np.intp]) -> pl.Series:
@@ -413,7 +444,8 @@ def read_pool_usage(
     where = _span("minute", start, until, as_of, raw)
     if pools is not None:
         where += sql.SQL(" AND pool = ANY({})").format(sql.Literal(list(pools))).as_string(raw)
-    columns = ", ".join((*_POOL_KEY[1:], *SUMS))
+    told = _occurring(connection, "pool_minutes", where)
+    columns = ", ".join((*_POOL_KEY[1:], *map(_sum, told)))
     query = (
         f"SELECT (extract(epoch FROM minute) * 1000000)::bigint, {columns} FROM pool_minutes WHERE {where}"
     )
@@ -422,13 +454,14 @@ def read_pool_usage(
     stream = b"".join(copy_stream(raw, query, f"FORMAT csv, FORCE_QUOTE ({texts})"))
     schema = {
         name: pl.Int64() if name == "minute" or name in SUMS else POOL_USAGE.columns[name]
-        for name in POOL_USAGE.columns
+        for name in (*_POOL_KEY, *told)
     }
     minutes = pl.read_csv(stream, has_header=False, schema=schema) if stream else pl.DataFrame(schema=schema)
     return POOL_USAGE.conform(
         minutes.with_columns(pl.col("minute").cast(INSTANT))
         .group_by(_POOL_KEY)
-        .agg(pl.col(name).cast(SUMS[name]).sum() for name in SUMS)
+        .agg(pl.col(name).cast(SUMS[name]).sum() for name in told)
+        .with_columns(_zeros(told))
     )
 
 
@@ -450,7 +483,8 @@ def read_served(
     by = SERVED.key[1:]
     query = (
         f"SELECT (extract(epoch FROM quarter_start) * 1000000)::bigint, {', '.join(by)}, "
-        f"{', '.join(f'sum({name})::bigint' for name in SUMS)} FROM usage_quarters JOIN series USING (series_id) "
+        f"{', '.join(f'coalesce(sum({name}), 0)::bigint' for name in SUMS)} "
+        "FROM usage_quarters JOIN series USING (series_id) "
         f"WHERE {where} GROUP BY quarter_start, {', '.join(by)}"
     )
     texts = ", ".join(name for name in by if SERVED.columns[name] == pl.String)

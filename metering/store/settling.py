@@ -10,6 +10,7 @@ import psycopg
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from metering.store.ledger import EVENT_TYPES
+from metering.store.ledger_rows import meter_sql
 from metering.store.partitions import key_floor
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -58,6 +59,10 @@ def _selected(name: str, table: str) -> str:
     return f"(extract(epoch FROM {value}) * 1000000)::bigint" if name == "occurred_at" else value
 
 
+def _stored(name: str) -> str:
+    return f"{meter_sql(name)} AS {name}" if name in METERS else name
+
+
 #: What lies below the floor is as good as dropped already: its partition takes no compensating entry any more.
 #: OFFSET 0 keeps each look-up a look-up of one key: without statistics of today's partition the planner
 #: would read it whole. Unmatched voids are left out before the limit, so that they keep nothing waiting.
@@ -66,7 +71,7 @@ _READY: Final = f"""
         SELECT v.batch_id, v.occurred_at AS voided_at, v.event_key, v.source_id, v.side, v.target_key, v.target_source_id,
             b.event_type AS back_type, t.*
         FROM voids v
-        LEFT JOIN LATERAL (SELECT event_type, {", ".join(_TARGET)} FROM usage_events u
+        LEFT JOIN LATERAL (SELECT event_type, {", ".join(map(_stored, _TARGET))} FROM usage_events u
             WHERE u.event_key = v.target_key AND u.source_id = v.target_source_id
             AND v.target_key >= %(floor)s OFFSET 0) t ON true
         LEFT JOIN LATERAL (SELECT event_type FROM usage_events u

@@ -26,7 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from metering.meters import METERS
+from metering.meters import FIRST_METERS, FURTHER_METERS, METERS
+from metering.store.ledger_rows import meter_sql
 
 metadata = MetaData(
     naming_convention={
@@ -47,6 +48,14 @@ def _instant() -> DateTime:
 
 def _required(name: str, kind: Any, **options: Any) -> Column[Any]:
     return Column(name, kind, nullable=False, **options)
+
+
+_FURTHER: Final = ", ".join(meter_sql(meter) for meter in FURTHER_METERS)
+#: What holds of the further meters of a row: all of them or none, and one sign, as of its other meters.
+FURTHER_CHECK: Final = (
+    f"further_meters = '' OR octet_length(further_meters) = {4 * len(FURTHER_METERS)} AND "
+    f"CASE WHEN source_id > 0 THEN least({_FURTHER}) >= 0 ELSE greatest({_FURTHER}) <= 0 END"
+)
 
 
 # ---- the usage ledger and what surrounds it ------------------------------------------------------------
@@ -112,20 +121,23 @@ usage_events = Table(
     _required("project_id", Integer),
     _required("seat_id", Integer),
     Column("duration_ms", Integer),
-    *(_required(meter, Integer) for meter in METERS),
+    *(_required(meter, Integer) for meter in FIRST_METERS),
     _required("attempt", SmallInteger),
     _required("event_type", SmallInteger),
     _required("usage_source", SmallInteger),
     _required("nonbillable_reason", SmallInteger),
     _required("digest_version", SmallInteger),
     _required("event_id", Text),
+    # the further meters in one value, empty where all are 0: it takes the byte that padded the row
+    _required("further_meters", LargeBinary, server_default=text("''")),
     PrimaryKeyConstraint("event_key", "source_id"),
     CheckConstraint("source_id <> 0", name="source_id"),
     CheckConstraint(
-        f"CASE WHEN source_id > 0 THEN least({', '.join(METERS)}) >= 0"
-        f" ELSE greatest({', '.join(METERS)}) <= 0 END",
+        f"CASE WHEN source_id > 0 THEN least({', '.join(FIRST_METERS)}) >= 0"
+        f" ELSE greatest({', '.join(FIRST_METERS)}) <= 0 END",
         name="sign",
     ),
+    CheckConstraint(FURTHER_CHECK, name="further_meters"),
     Index(None, "batch_id"),
     postgresql_partition_by="RANGE (event_key)",
 )
@@ -398,15 +410,23 @@ archives = Table(
 
 # ---- derived: rollups and points of knowledge ----------------------------------------------------------
 
-_sums = ("requests", *METERS)
+
+def _sums() -> list[Column[Any]]:
+    """Sums of a rollup: that of a further meter is null where it is 0, so that it takes no room."""
+    return [Column(name, BigInteger, nullable=name in FURTHER_METERS) for name in ("requests", *METERS)]
+
+
+#: Rows of a rollup that have a further meter: an index finds them.
+HAS_FURTHER: Final = f"num_nonnulls({', '.join(FURTHER_METERS)}) > 0"
 usage_quarters = Table(
     "usage_quarters",
     metadata,
     _required("quarter_start", _instant()),
     _required("series_id", Integer),
     _required("interval_id", BigInteger),
-    *(_required(name, BigInteger) for name in _sums),
+    *_sums(),
     PrimaryKeyConstraint("quarter_start", "series_id", "interval_id"),
+    Index("usage_quarters_further_idx", "quarter_start", postgresql_where=text(HAS_FURTHER)),
 )
 pool_minutes = Table(
     "pool_minutes",
@@ -419,7 +439,7 @@ pool_minutes = Table(
     _required("region", Text),
     _required("context_breakpoint", Integer),
     _required("interval_id", BigInteger),
-    *(_required(name, BigInteger) for name in _sums),
+    *_sums(),
     PrimaryKeyConstraint(
         "minute",
         "pool",
@@ -430,6 +450,7 @@ pool_minutes = Table(
         "context_breakpoint",
         "interval_id",
     ),
+    Index("pool_minutes_further_idx", "minute", postgresql_where=text(HAS_FURTHER)),
 )
 pool_customer_minutes = Table(
     "pool_customer_minutes",
@@ -437,8 +458,9 @@ pool_customer_minutes = Table(
     _required("minute", _instant()),
     _required("series_id", Integer),
     _required("interval_id", BigInteger),
-    *(_required(name, BigInteger) for name in _sums),
+    *_sums(),
     PrimaryKeyConstraint("minute", "series_id", "interval_id"),
+    Index("pool_customer_minutes_further_idx", "minute", postgresql_where=text(HAS_FURTHER)),
 )
 limit_minutes = Table(
     "limit_minutes",
@@ -448,8 +470,9 @@ limit_minutes = Table(
     _required("project_id", Integer),
     _required("seat_id", Integer),
     _required("interval_id", BigInteger),
-    *(_required(name, BigInteger) for name in _sums),
+    *_sums(),
     PrimaryKeyConstraint("minute", "series_id", "project_id", "seat_id", "interval_id"),
+    Index("limit_minutes_further_idx", "minute", postgresql_where=text(HAS_FURTHER)),
 )
 #: Rollups that came with an upgrade and lack what was folded before it.
 unfilled_rollups = Table("unfilled_rollups", metadata, _required("rollup", Text, primary_key=True))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, text
 
 from metering.frames import SUMS
-from metering.meters import METERS
+from metering.meters import FURTHER_METERS, METERS
 from metering.store import (
     archived_sums,
     archives,
@@ -27,6 +27,7 @@ from metering.store import (
 from metering.store.as_of import Scope, as_of, everything
 from metering.store.chain import CHAIN_VERSION, GENESIS, batch_head, head
 from metering.store.details import details
+from metering.store.ledger_rows import meter_sql
 from metering.store.rollups import COUNTS, REQUESTS, open_interval, unfilled
 
 Progress = Callable[[str], None]
@@ -300,7 +301,12 @@ def _head_difference(row: Row[Any], sequence: int, offset: int | None, previous:
 
 
 _POOL_KEY: Final = "pool, ran_on, model_served, tier_served, region, context_breakpoint"
-_SUMMED: Final = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+#: A further meter that sums to 0 is null in a rollup.
+_SUMMED: Final = ", ".join(
+    f"nullif(sum({name}), 0) AS {name}" if name in FURTHER_METERS else f"sum({name}) AS {name}"
+    for name in SUMS
+)
+_COUNTED_METERS: Final = ", ".join(f"{meter_sql(meter)} AS {meter}" for meter in METERS)
 #: The sums that the rollups must hold: per minute, series, project, seat and interval, then per series, per quarter
 #: hour and per pool.
 #: A batch belongs to the first watermark whose position lies beyond it, else to the open interval.
@@ -317,7 +323,7 @@ _RECOMPUTED: Final = f"""
     holders AS MATERIALIZED (
         SELECT minute, series_id, project_id, seat_id, interval_id, {_SUMMED} FROM (
             SELECT date_bin('1 minute', occurred_at, 'epoch') AS minute, series_id, project_id, seat_id,
-                interval_id, {REQUESTS} AS requests, {", ".join(METERS)}
+                interval_id, {REQUESTS} AS requests, {_COUNTED_METERS}
             FROM usage_events JOIN folded USING (batch_id) WHERE {COUNTS} AND {_IN_POSTGRES}
             {_ARCHIVED_MINUTES}) counted
         GROUP BY 1, 2, 3, 4, 5),
@@ -399,7 +405,7 @@ def rollup_difference(ledger: dict[str, Any] | None, kept: dict[str, Any] | None
     if ledger is None:
         return f"{place}: the rollup has a row there, the ledger no usage"
     name = next(name for name in SUMS if ledger[name] != kept[name])
-    return f"{place}: {name} sum to {ledger[name]:,} in the ledger, the rollup says {kept[name]:,}"
+    return f"{place}: {name} sum to {ledger[name] or 0:,} in the ledger, the rollup says {kept[name] or 0:,}"
 
 
 def _watermarks(connection: Connection, scope: Scope = everything) -> Check:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from metering.core.usage import meter
 from metering.frames import REPORTED_EVENTS
-from metering.meters import CONTEXT_BREAKPOINTS, INPUT_METERS, OUTPUT_METERS, QUANTITY_MAX, context_breakpoint
+from metering.meters import (
+    CONTEXT_BREAKPOINTS,
+    FURTHER_METERS,
+    INPUT_METERS,
+    OUTPUT_METERS,
+    QUANTITY_MAX,
+    context_breakpoint,
+)
 
 COUNTS = (
     "input_tokens",
@@ -19,6 +26,14 @@ COUNTS = (
     "cache_write_1h_tokens",
     "total_output_tokens",
     "reported_reasoning_tokens",
+    "audio_input_tokens",
+    "image_input_tokens",
+    "audio_output_tokens",
+    "image_output_tokens",
+)
+TEXT = (
+    *("uncached_input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens"),
+    *("output_tokens", "reasoning_tokens"),
 )
 
 
@@ -47,6 +62,7 @@ def reported(*rows: dict[str, Any]) -> pl.DataFrame:
         "usage_source": "provider",
         "duration_ms": None,
         "accelerator_ms": 0,
+        "tool_calls": 0,
         **dict.fromkeys(COUNTS, 0),
     }
     return REPORTED_EVENTS.conform(
@@ -73,10 +89,36 @@ def test_every_token_lands_in_one_meter(
     convention: str, counts: tuple[int, ...], meters: tuple[int, ...]
 ) -> None:
     events, contradictions = meter(
-        reported({"usage_convention": convention, **dict(zip(COUNTS, counts, strict=True))})
+        reported({"usage_convention": convention, **dict(zip(COUNTS, counts, strict=False))})
     )
     assert contradictions.is_empty()
-    assert events.select(*INPUT_METERS, *OUTPUT_METERS).row(0) == meters
+    assert events.select(TEXT).row(0) == meters
+    assert events.select(FURTHER_METERS).row(0) == (0, 0, 0, 0, 0)
+
+
+# in, read, audio in, images in, out, reasoning, audio out, images out -> uncached, visible
+@pytest.mark.parametrize(
+    ("convention", "counts", "uncached", "visible", "total_input"),
+    [
+        ("inclusive", (1000, 100, 200, 300, 900, 100, 200, 300), 400, 300, 1000),
+        ("inclusive", (600, 100, 200, 300, 600, 100, 200, 300), 0, 0, 600),
+        ("disjoint", (1000, 100, 200, 300, 900, 100, 200, 300), 1000, 900, 1600),
+    ],
+)
+def test_audio_and_images_are_taken_out_of_text(
+    convention: str, counts: tuple[int, ...], uncached: int, visible: int, total_input: int
+) -> None:
+    names = (
+        *("input_tokens", "cache_read_tokens", "audio_input_tokens", "image_input_tokens"),
+        *("total_output_tokens", "reported_reasoning_tokens", "audio_output_tokens", "image_output_tokens"),
+    )
+    told = {"usage_convention": convention, "tool_calls": 7, **dict(zip(names, counts, strict=True))}
+    events, contradictions = meter(reported(told))
+    assert contradictions.is_empty()
+    (event,) = events.rows(named=True)
+    assert (event["uncached_input_tokens"], event["output_tokens"]) == (uncached, visible)
+    assert [event[name] for name in FURTHER_METERS] == [200, 200, 300, 300, 7]
+    assert sum(event[name] for name in INPUT_METERS) == total_input
 
 
 @pytest.mark.parametrize(
@@ -99,6 +141,12 @@ def test_every_token_lands_in_one_meter(
             "data.usage.output_tokens",
             "usage_convention is inclusive, but usage.output_tokens (5) is less than "
             "usage.reasoning_tokens (6) inside it",
+        ),
+        (
+            {"input_tokens": 9, "audio_input_tokens": 5, "image_input_tokens": 5},
+            "data.usage.input_tokens",
+            "usage_convention is inclusive, but usage.input_tokens (9) is less than "
+            "usage.audio_input_tokens (5) + usage.image_input_tokens (5) inside it",
         ),
     ],
 )
@@ -132,7 +180,9 @@ def test_what_is_not_billable_counts_for_cost_alone() -> None:
 quantities = st.one_of(st.integers(0, 20), st.integers(0, QUANTITY_MAX))
 
 
-@given(rows=st.lists(st.tuples(st.sampled_from(["inclusive", "disjoint"]), *([quantities] * 6)), max_size=20))
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(["inclusive", "disjoint"]), *([quantities] * 10)), max_size=20)
+)
 def test_the_identity_holds_or_the_event_contradicts_itself(rows: list[tuple[Any, ...]]) -> None:
     frame = reported(
         *({"usage_convention": row[0], **dict(zip(COUNTS, row[1:], strict=True))} for row in rows)
@@ -140,14 +190,16 @@ def test_the_identity_holds_or_the_event_contradicts_itself(rows: list[tuple[Any
     events, contradictions = meter(frame)
     assert sorted([*events["index"], *contradictions["index"]]) == list(range(len(rows)))
     for event in events.iter_rows(named=True):
-        convention, given_in, read, short, long, given_out, reasoning = rows[event["index"]]
+        convention, given_in, read, short, long, given_out, reasoning, *further = rows[event["index"]]
         inclusive = convention == "inclusive"
         assert sum(event[name] for name in INPUT_METERS) == given_in + (
-            0 if inclusive else read + short + long
+            0 if inclusive else read + short + long + sum(further[:2])
         )
-        assert sum(event[name] for name in OUTPUT_METERS) == given_out + (0 if inclusive else reasoning)
+        assert sum(event[name] for name in OUTPUT_METERS) == given_out + (
+            0 if inclusive else reasoning + sum(further[2:])
+        )
         assert event["context_breakpoint"] == context_breakpoint(sum(event[name] for name in INPUT_METERS))
     for index in contradictions["index"]:
-        convention, given_in, read, short, long, given_out, reasoning = rows[index]
+        convention, given_in, read, short, long, given_out, reasoning, *further = rows[index]
         assert convention == "inclusive"
-        assert given_in < read + short + long or given_out < reasoning
+        assert given_in < read + short + long + sum(further[:2]) or given_out < reasoning + sum(further[2:])
