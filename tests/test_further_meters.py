@@ -104,7 +104,9 @@ def test_from_the_ledger_to_reports_and_files_and_back(settings: Settings, ledge
         "AND further_meters <> ''"
     )
     found = differences(settings)
-    assert sorted(found) == ["ledger rows", "pool_customer_minutes", "pool_minutes", "usage_quarters"]
+    assert sorted(found) == [
+        *("ledger rows", "limit_minutes", "pool_customer_minutes", "pool_minutes", "usage_quarters")
+    ]
     assert "tool_calls sum to 4 in the ledger, the rollup says 3" in found["usage_quarters"]
 
 
