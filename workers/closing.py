@@ -57,7 +57,7 @@ def closure_report(
     )
     rated, unrated = core.rate_on_demand(read.usage, books, core.billing_slices(books, cut))
     closed = core.closure(made.lines, made.supply.recognised, rated, unrated, books, cut, period)
-    return ClosureReport(provenance, books, settings.reporting_currency, closed, supplier)
+    return ClosureReport(provenance, books, settings.reporting_currency, closed, supplier, made.lines)
 
 
 def _refuse_unknown(supplier: str, books: Books) -> None:
@@ -73,13 +73,17 @@ def _refuse_unknown(supplier: str, books: Books) -> None:
 
 @dataclass(frozen=True)
 class ClosureReport:
-    """The closure of a period: every part of it is a report of its own. `supplier`: of that one alone."""
+    """The closure of a period: every part of it is a report of its own. `supplier`: of that one alone.
+
+    costs: results.COSTS of the same period, what the terms were summed from.
+    """
 
     provenance: Provenance
     books: Books
     currency: str
     computed: core.Closure
     supplier: str | None
+    costs: pl.DataFrame
 
     def by(self, part: str | None = None) -> Report:
         """The terms (default), the documents, what was captured, or what is missing."""

@@ -8,9 +8,14 @@ from typing import Any, Final
 import polars as pl
 from sqlalchemy import Connection
 
+from metering.core.capacity import capacity, carve_out_pools
 from metering.core.costs import reach
-from metering.core.explain_margin import COLUMNS, Cell, explain_margin
+from metering.core.explain_capacity import CapacityCell, explain_capacity
+from metering.core.explain_closure import BASES, ClosureCell, explain_closure
+from metering.core.explain_margin import COLUMNS, Cell, Place, explain_margin
+from metering.core.flows import carve_outs
 from metering.core.margin import Margin, margin
+from metering.core.windows import pool_costs
 from metering.delivery.report import Provenance
 from metering.errors import BadInput
 from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Books
@@ -25,9 +30,10 @@ from metering.store.rollups import (
     read_usage_of,
 )
 from metering.tree import Node
+from workers.closing import closure_report
 from workers.reports import known
 
-REPORTS: Final = ("margin",)
+REPORTS: Final = ("margin", "capacity", "closure")
 #: Columns of margin that no pool takes part in.
 _WITHOUT_POOLS: Final = ("revenue", "charge", "fee", "cost_on_demand", "billable_requests")
 #: Columns that other customers' entitlements decide.
@@ -79,10 +85,7 @@ def explain_margin_cell(
     cell = Cell(_typed(where), column)
     customers = books.customers["customer"].unique().sort().to_list()
     _refuse_unknown(computed.lines, customers, where, cell, period.name)
-    places = _places(connection, provenance.catalog_revision)
-    tree = explain_margin(
-        usage, computed, books, cell, lambda kind, name: places.get((kind, name), "not in the catalog")
-    )
+    tree = explain_margin(usage, computed, books, cell, _placed(connection, provenance))
     about = " ".join(word for word in words if "=" in word) or "the company"
     return Explanation(tree, provenance, f"{column} of {about}")
 
@@ -215,6 +218,84 @@ def explained(
     batches: bool = False,
 ) -> Explanation:
     """The tree of a cell of one of REPORTS."""
-    if report not in REPORTS:
+    explain = {
+        "margin": explain_margin_cell,
+        "capacity": explain_capacity_cell,
+        "closure": explain_closure_cell,
+    }.get(report)
+    if explain is None:
         raise BadInput(f"explain '{report}': give one of {', '.join(REPORTS)}")
-    return explain_margin_cell(connection, settings, words, period, as_of)
+    return explain(connection, settings, words, period, as_of)
+
+
+def explain_capacity_cell(
+    connection: Connection, settings: Settings, words: Sequence[str], period: Period, as_of: int | None
+) -> Explanation:
+    """Take a cell of the capacity report apart: of one pool (or carve-out), whose usage alone is read."""
+    where, column = parse_cell(words, ("pool", "dimension"), "idle")
+    provenance, books = known(connection, settings, period, as_of)
+    there = ", ".join(sorted({*books.pools["pool"], *carve_outs(books)}))
+    if where.get("pool") is None:
+        raise BadInput(f"capacity: say of which pool, pool=NAME; there are {there or 'none in the catalog'}")
+    pool = str(where["pool"])
+    if pool not in {*books.pools["pool"], *carve_outs(books)}:
+        raise BadInput(f"'pool={pool}': no such pool; there are {there or 'none in the catalog'}")
+    cut = provenance.cut
+    usage = read_pool_usage(connection, cut.start, cut.until, provenance.watermark_id, [pool])
+    owner = carve_out_pools(books.set_aside).filter(pl.col("carve_out") == pool)["pool"].to_list()
+    used = _of_pools(books, [pool, *owner])
+    made = capacity(usage, used, cut)
+    cost = pool_costs(made.utilization, used, cut).filter(pl.col("pool") == pool)
+    cell = CapacityCell(pool, where.get("dimension"), column)
+    tree = explain_capacity(usage, made, cost, used, cut, cell, _placed(connection, provenance))
+    about = " ".join(word for word in words if "=" in word)
+    return Explanation(tree, provenance, f"{column} of {about}")
+
+
+def explain_closure_cell(
+    connection: Connection, settings: Settings, words: Sequence[str], period: Period, as_of: int | None
+) -> Explanation:
+    """Take a line of the closure apart: of one supplier and the currency of its bills."""
+    where, basis = parse_cell(words, ("supplier", "currency", "term", "kind"), "usage")
+    if basis not in BASES:
+        raise BadInput(f"closure has no column '{basis}' that has parts; give one of {', '.join(BASES)}")
+    found = closure_report(connection, settings, period, as_of)
+    closed = found.by("term").rows
+    there = closed.select("supplier", "currency").unique().sort("supplier", "currency", nulls_last=True)
+    chosen = there
+    for name in ("supplier", "currency"):
+        if name in where:
+            chosen = chosen.filter(pl.col(name).eq_missing(pl.lit(where[name], dtype=pl.String)))
+    if chosen.height != 1:
+        named = "; ".join(f"supplier={each[0] or '-'} currency={each[1]}" for each in there.iter_rows())
+        raise BadInput(
+            f"closure: name one supplier and currency; there are {named or 'none with any cost or bill'}"
+        )
+    supplier, currency = chosen.row(0)
+    lines = closed.filter(
+        pl.col("supplier").eq_missing(pl.lit(supplier, dtype=pl.String)) & (pl.col("currency") == currency)
+    )
+    term = where.get("term") or "recognised_cost"
+    if term not in lines["term"]:
+        raise BadInput(
+            f"'term={term}': {supplier} has no such line; there are {', '.join(lines['term'].unique(maintain_order=True))}"
+        )
+    kinds = lines.filter(pl.col("term") == term)["kind"].drop_nulls().to_list()
+    if where.get("kind") is not None and where["kind"] not in kinds:
+        raise BadInput(
+            f"'kind={where['kind']}': {term} has no such line; there are {', '.join(kinds) or 'none'}"
+        )
+    if lines.filter((pl.col("term") == term) & pl.col(basis).is_null()).height:
+        raise BadInput(
+            f"'term={term}' is not known yet: `metering report closure --by missing` says what is not billed"
+        )
+    cell = ClosureCell(supplier, currency, term, where.get("kind"), basis)
+    tree = explain_closure(found.computed, found.costs, found.books, period, cell)
+    return Explanation(
+        tree, found.provenance, f"{term} of {supplier or 'an unknown supplier'} in {currency}, {basis} basis"
+    )
+
+
+def _placed(connection: Connection, provenance: Provenance) -> Place:
+    places = _places(connection, provenance.catalog_revision)
+    return lambda kind, name: places.get((kind, name), "not in the catalog")
