@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from metering.core.revenue import earned, under_terms
+import polars as pl
+
+from metering.core.revenue import earned, reach, under_terms
 from tests.oracle.demand import AMOUNTS, charges
 from tests.oracle.demand_worlds import DemandWorld
 from tests.oracle.supply import Row
@@ -31,7 +33,7 @@ def _differences(world: DemandWorld, met: Counter[str]) -> Iterator[str]:
         if world.period.start <= at < world.period.until
     }
     found: dict[object, Row] = {}
-    got = earned(world.usage, world.books, world.period, world.complete_until)
+    got = earned(_within_reach(world), world.books, world.period, world.complete_until)
     for row in got.lines.iter_rows(named=True):
         sums = found.setdefault(row["quarter_start"], dict.fromkeys(AMOUNTS, 0))
         for name in AMOUNTS:
@@ -43,3 +45,13 @@ def _differences(world: DemandWorld, met: Counter[str]) -> Iterator[str]:
             met[f"quarter hours with {name}"] += bool(oracle)
             if core != oracle:
                 yield f"{at} {name}: core {core}, oracle {oracle}"
+
+
+def _within_reach(world: DemandWorld) -> pl.DataFrame:
+    """The usage that a report of the period would read, and no more."""
+    read = reach(world.books, world.period, world.complete_until)
+    return (
+        world.usage.join(read, on="customer", validate="m:1")
+        .filter(pl.col("quarter_start").is_between("effective_from", "effective_until", closed="left"))
+        .select(world.usage.columns)
+    )
