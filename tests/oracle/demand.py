@@ -55,6 +55,7 @@ def charges(usage: list[Row], book: Book, contract: Row, until: datetime) -> Cha
     found = Charges()
     rows = _rows(usage, contract, until)
     _price(found, rows, book, contract, until)
+    _percentages(found, book, contract)
     lines: dict[Line, int] = defaultdict(int)
     for (at, series, _), amount in found.gross.items():
         lines[at, series] += amount
@@ -214,6 +215,18 @@ def _price(
             if _said(series, "product") == item and meter in meters.split(","):
                 units[at] += quantity
         _count(found, counted, units, rules, book, contract, terms)
+
+
+def _percentages(found: Charges, book: Book, contract: Row) -> None:
+    """Charges that are a ratio of the others of their line, of a product or of all."""
+    lines: dict[Line, int] = defaultdict(int)
+    for (at, series, _), amount in found.gross.items():
+        lines[at, series] += amount
+    for row in book.of("percentages", book=contract["price_book"], of="charge"):
+        for (at, series), amount in lines.items():
+            if holds(row, at) and row["item"] in (None, _said(series, "product")):
+                part = floor(abs(amount) * Fraction(row["ratio"])) * (1 if amount > 0 else -1)
+                found.gross[at, series, f"% {row['charge']}"] = part
 
 
 def terms_of(book: Book, contract: Row) -> Row:

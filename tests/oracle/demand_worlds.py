@@ -16,6 +16,7 @@ from metering.frames import (
     CUSTOMER_COMMITMENTS,
     CUSTOMERS,
     DISCOUNTS,
+    PERCENTAGES,
     PRICE_HOURS,
     PRICE_RULES,
     PRICE_TIERS,
@@ -162,6 +163,7 @@ def _books(dice: Random) -> Books:
         made,
         commitments=_frame(CUSTOMER_COMMITMENTS, _commitments(dice, first)),
         credit_grants=_frame(CREDIT_GRANTS, _grants(dice, first)),
+        percentages=_frame(PERCENTAGES, _percentages(dice)),
     )
 
 
@@ -265,6 +267,23 @@ def _tiers(dice: Random, rule: str, model: str) -> list[Row]:
             "package_units": None,
         }
         for number, (low, high) in enumerate(zip([0, *edges], [*edges, None], strict=True), 1)
+    ]
+
+
+def _percentages(dice: Random) -> list[Row]:
+    return [
+        {
+            "book": "list",
+            "charge": name,
+            "effective_from": dice.choice([instant("2025-01-01"), _edge(dice)]),
+            "effective_until": None,
+            "ratio": dice.choice([Decimal("0.1"), Decimal("1.2"), Decimal("0.333333")]),
+            "of": "charge",
+            "item": dice.choice([None, "code"]),
+            "currency": "USD",
+        }
+        for name in ("support", "uplift")
+        if dice.random() < 0.2
     ]
 
 
