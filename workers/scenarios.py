@@ -1,8 +1,11 @@
-"""What if: a scenario file applied to the books and to recorded usage, and the same reports computed twice."""
+"""What if: a scenario file applied to the books and to recorded usage, and the same reports computed again."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +19,13 @@ from metering.catalog.placed import Placed
 from metering.catalog.rules import Named, check
 from metering.catalog.scenarios import (
     NO_POOL,
+    ChangePrice,
     Chosen,
     Delay,
+    Demanded,
     Drop,
     Move,
+    MoveCustomers,
     PlacedChange,
     ReplaceBurndown,
     ReplaceFee,
@@ -34,23 +40,29 @@ from metering.catalog.supply import Burndown, CapacityContract
 from metering.core import scenario as suppose
 from metering.core.capacity import capacity
 from metering.core.costs import reach
-from metering.core.margin import Margin, margin, summarise
+from metering.core.demand import Filled
+from metering.core.effective import in_force
+from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, Which, settled, without_bills
 from metering.core.windows import in_burn_units
 from metering.delivery import columns
-from metering.delivery.report import Provenance, Report, choose_by, select
-from metering.frames import Books
+from metering.delivery.report import Provenance, Report, choose_by, instant, select
+from metering.frames import INSTANT, Books
 from metering.money import ratio
 from metering.periods import Period
 from metering.settings import Settings
 from metering.store.books import read_catalog
 from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage
+from workers.demand import Raised, books_with, known_names, raised_limits, traffic_with
 from workers.planning import Say
 from workers.reports import known, unrated_notes
 
-_PARTS: Final = ("company", "pool", "customer")
+_PARTS: Final = ("company", "pool", "plan", "segment", "customer")
 _BURN: Final = ("contracted", "served", "idle", "overrun", "spill")
-_MONEY: Final = ("charge", "fee", "revenue", "cost_pool", "cost_on_demand", "cost", "margin")
+_MONEY: Final = (
+    *("charge", "fee", "revenue", "cost_pool", "cost_on_demand", "cost", "margin"),
+    *("cost_loaded", "margin_loaded"),
+)
 
 
 def what_if(
@@ -64,64 +76,78 @@ def what_if(
 ) -> "Compared":
     """The period as it was recorded, and as it would have been: margin and capacity of both.
 
-    `connection` is one snapshot; nothing is written. What suppliers billed for the pools that the scenario
-    changes is left out on both sides, so that both are what the contracts say. A name that is neither in the
-    catalog nor bought before raises BadInput by file and line.
+    `connection` is one snapshot; nothing is written. What suppliers billed for the pools that the scenario buys or
+    changes is left out on both sides, so that both are what the contracts say. Where limits are raised there are two
+    sides that would have been: a lower and an upper bound. A name that is neither in the catalog nor came before in
+    the file raises BadInput by file and line.
     """
     scenario = read_scenario(file)
     provenance, books = known(connection, settings, period, as_of)
     objects = read_catalog(connection, provenance.catalog_revision)
-    span = reach(books, provenance.cut, provenance.complete_until)
-    touched = _touched(scenario, books)
-    base = without_bills(books, touched)
-    after = _books(scenario, base, objects, provenance.cut.start)
+    cut, complete = provenance.cut, provenance.complete_until
+    span = reach(books, cut, complete)
+    rebuilt, touched = _touched(scenario, books, objects)
+    base = without_bills(books, rebuilt)
+    after = _books(scenario, base, objects, cut.start)
     say("reading recorded usage")
     usage = read_usage(connection, span.start, span.until, as_of)
     pool_usage = read_pool_usage(connection, span.start, span.until, as_of)
     entitled = set(base.entitlements["pool"].unique()) | set(after.entitlements["pool"].unique())
-    # traffic that no pool narrows down includes that of carve-outs, and of pools that nobody knows
-    every = any(isinstance(one.change, Chosen) and one.change.pool is None for one in scenario.changes)
-    named = None if every else sorted({*touched, *entitled})
+    named = None if touched is None else sorted({*touched, *entitled})
     minutes = read_pool_customer_usage(connection, span.start, span.until, as_of, named)
     recorded = Traffic(usage, minutes)
-    say("computing what was")
-    currency = settings.reporting_currency
-    complete = provenance.complete_until
-    before = margin(
-        usage,
-        pool_usage,
-        base,
-        provenance.cut,
-        currency,
-        pool_customer_usage=minutes,
-        complete_until=complete,
-    )
-    say("applying the scenario")
-    supposed, arrived = _traffic(scenario, recorded)
-    found = settled(supposed, capacity(pool_usage, base, span), after, span, arrived, touched)
     rest = pool_usage.filter(~pl.col("pool").is_in(minutes["pool"].unique().implode()))
+
+    def computed(traffic: Traffic, of: Books) -> Margin:
+        return margin(
+            traffic.usage,
+            pl.concat([rest, traffic.pool_usage()]),
+            of,
+            cut,
+            settings.reporting_currency,
+            pool_customer_usage=traffic.minutes,
+            complete_until=complete,
+        )
+
+    say("computing what was")
+    before = computed(recorded, base)
+    say("applying the scenario")
+    supposed, arrived = _traffic(scenario, recorded, cut.start)
+    pools = sorted(set(after.pools["pool"]) | set(books.pools["pool"])) if touched is None else touched
+    found = settled(supposed, capacity(pool_usage, base, span), after, span, arrived, pools)
+    held = raised_limits(connection, scenario, base, after, cut, complete, as_of)
+    bounds = () if held is None else held.filled(found.traffic, after, cut)
     say("computing what would have been")
-    then = margin(
-        found.traffic.usage,
-        pl.concat([rest, found.traffic.pool_usage()]),
-        after,
-        provenance.cut,
-        currency,
-        pool_customer_usage=found.traffic.minutes,
-        complete_until=complete,
-    )
+    traffics = [bound.traffic for bound in bounds] or [found.traffic]
+    stuck = {*found.stuck, *(pool for bound in bounds for pool in bound.stuck)}
     return Compared(
-        scenario.name, provenance, base, after, currency, before, then, found.stuck, tuple(touched)
+        scenario,
+        provenance,
+        base,
+        after,
+        settings.reporting_currency,
+        before,
+        tuple(computed(traffic, after) for traffic in traffics),
+        tuple(sorted(stuck)),
+        tuple(rebuilt),
+        held,
+        bounds,
     )
 
 
-def _touched(scenario: Scenario, books: Books) -> list[str]:
-    """The pools whose minutes may change; refuses names that are not there."""
+def _touched(scenario: Scenario, books: Books, objects: CatalogObjects) -> tuple[list[str], list[str] | None]:
+    """(pools that are bought or changed, pools whose minutes may change; None: any); refuses names not there.
+
+    Traffic that no pool narrows down includes that of carve-outs, and of pools that nobody knows.
+    """
     pools = set(books.pools["pool"])
     customers = set(books.customers["customer"])
     models = set(books.models["model"])
     providers = set(books.models["provider"])
+    rebuilt: set[str] = set()
     touched: set[str] = set()
+    won: set[str] = set()
+    every = False
     faults: list[Fault] = []
 
     def there(placed: PlacedChange, field: str, names: set[str], what: str, *more: str) -> None:
@@ -144,16 +170,16 @@ def _touched(scenario: Scenario, books: Books) -> list[str]:
         change = placed.change
         if isinstance(change, CapacityContract):
             pools.add(change.pool)
-            touched.add(change.pool)
+            rebuilt.add(change.pool)
             there(placed, "on_demand_book", set(books.cost_books["book"]), "cost book")
             for index, dimension in enumerate(change.dimensions):
                 weighed(placed, ("dimensions", index, "burndown"), dimension.burndown)
         elif isinstance(change, Chosen):
             there(placed, "pool", pools, "pool", NO_POOL)
-            there(placed, "customer", customers, "customer")
+            there(placed, "customer", customers | won, "customer")
             there(placed, "model", models, "model")
             if change.pool is None:
-                touched |= pools
+                every = True
             elif change.pool != NO_POOL:
                 touched.add(change.pool)
             if isinstance(change, Move):
@@ -162,14 +188,17 @@ def _touched(scenario: Scenario, books: Books) -> list[str]:
                 there(placed, "to_provider", providers, "provider")
                 if change.to_pool is not None:
                     touched.add(change.to_pool)
+        elif isinstance(change, Demanded):
+            faults += known_names(placed, books, objects, won)
+            every = every or not isinstance(change, (ChangePrice, MoveCustomers))
         else:
             there(placed, "pool", pools, "pool")
-            touched.add(change.pool)
+            rebuilt.add(change.pool)
             if isinstance(change, ReplaceBurndown):
                 weighed(placed, ("tables",), change.tables)
     if faults:
         refuse(faults)
-    return sorted(touched)
+    return sorted(rebuilt), None if every else sorted(rebuilt | touched)
 
 
 def _books(scenario: Scenario, books: Books, objects: CatalogObjects, start: datetime) -> Books:
@@ -189,6 +218,8 @@ def _books(scenario: Scenario, books: Books, objects: CatalogObjects, start: dat
             books = _with_fee(books, placed, change, start)
         elif isinstance(change, ReplaceBurndown):
             books = _with_burndown(books, objects, scenario, placed, change)
+        else:
+            books = books_with(placed, books, objects, start)
     return books
 
 
@@ -233,12 +264,13 @@ def _with_burndown(
     return replace(books, burndown=tables)
 
 
-def _traffic(scenario: Scenario, recorded: Traffic) -> tuple[Traffic, list[str]]:
+def _traffic(scenario: Scenario, recorded: Traffic, start: datetime) -> tuple[Traffic, list[str]]:
     """The traffic with every change made, in order, and the pools to which some of it came."""
     arrived: list[str] = []
     for placed in scenario.changes:
         change = placed.change
         if not isinstance(change, Chosen):
+            recorded = traffic_with(placed, recorded, start)
             continue
         pool = "-" if change.pool == NO_POOL else change.pool
         which = Which(change.customer, change.model, pool, change.effective_from)
@@ -259,104 +291,249 @@ def _traffic(scenario: Scenario, recorded: Traffic) -> tuple[Traffic, list[str]]
 
 @dataclass(frozen=True)
 class Compared:
-    """A period before and after a scenario."""
+    """A period before and after a scenario. afters: one, or where limits are raised the lower and the upper bound."""
 
-    name: str
+    scenario: Scenario
     provenance: Provenance
     books_before: Books
     books_after: Books
     currency: str
     before: Margin
-    after: Margin
+    afters: tuple[Margin, ...]
     stuck: tuple[str, ...]
-    touched: tuple[str, ...]
+    rebuilt: tuple[str, ...]
+    raised: Raised | None
+    filled: tuple[Filled, ...]
 
-    def by(self, text: str) -> Report:
-        """The company, one row per pool and dimension, or one per customer that it changes."""
+    @cached_property
+    def _sides(self) -> dict[str, tuple[Margin, Books]]:
+        """Each side under the end of its columns' names."""
+        ends = ("_after",) if len(self.afters) == 1 else ("_lower", "_upper")
+        afters = {end: (side, self.books_after) for end, side in zip(ends, self.afters, strict=True)}
+        return {"": (self.before, self.books_before), **afters}
+
+    def by(self, text: str, *, concluding: bool = True) -> Report:
+        """The company, one row per pool and dimension, or one per plan, segment or customer that it changes.
+
+        concluding: the notes end on what it costs and who pays.
+        """
         (part,) = choose_by(text, _PARTS, ("pool",), "what-if")[:1]
-        rows = {"company": self._company, "pool": self._pools, "customer": self._customers}[part]()
+        rows = {"company": self._company, "pool": self._pools}.get(part, lambda: self._changed(part))()
         laid_out = columns.in_currency(select(columns.WHAT_IF, rows.columns), self.currency)
+        notes = [*self._notes()] if part in ("company", "pool") else []
         return Report(
             name=f"what_if_{part}",
-            title=f"{self.name}: {part}, before and after",
+            title=f"{self.scenario.name}: {part}, before and after",
             columns=laid_out,
             rows=rows,
             total=rows.clear(),
             provenance=self.provenance,
-            notes=tuple(self._notes()) if part != "customer" else (),
+            notes=tuple([*notes, *self._conclusion()] if concluding else notes),
             empty="nothing changes",
-            null_texts={"customer": "(idle capacity)"},
+            null_texts={
+                "customer": "(idle capacity)",
+                "segment": "(idle capacity)",
+                "plan": "(no plan, idle)",
+            },
         )
 
     def _company(self) -> pl.DataFrame:
         rows = []
         for measure in _MONEY:
-            sums = [_amount(side.lines, measure) for side in (self.before, self.after)]
-            rows.append(
-                {"measure": measure, "before": sums[0], "after": sums[1], "change": sums[1] - sums[0]}
-            )
+            sums = {end: _amount(side.lines, measure) for end, (side, _) in self._sides.items()}
+            row: dict[str, object] = {"measure": measure}
+            for end, amount in sums.items():
+                row |= (
+                    {f"amount{end}": amount}
+                    if not end
+                    else {f"amount{end}": amount, f"change{end}": amount - sums[""]}
+                )
+            rows.append(row)
         money = self.before.lines.schema["cost"]
-        return pl.DataFrame(
-            rows, schema={"measure": pl.String, "before": money, "after": money, "change": money}
-        )
+        schema = {name: pl.String if name == "measure" else money for name in rows[0]}
+        return _named(pl.DataFrame(rows, schema=schema))
 
     def _pools(self) -> pl.DataFrame:
         by = ["pool", "dimension"]
-        sides, costs = [], []
-        for side in (self.before, self.after):
+        rows: pl.DataFrame | None = None
+        for end, (side, _) in self._sides.items():
             sums = side.capacity.utilization.group_by(by).agg(
                 pl.col("denominator").first(), *(pl.col(name).sum() for name in _BURN)
             )
-            cost = side.lines.group_by("pool").agg(pl.col("cost_pool").sum(), pl.col("cost_on_demand").sum())
             used = ratio(pl.col("served"), pl.col("contracted")).alias("served_of_contracted_ratio")
-            sides.append(
-                sums.with_columns(
-                    used, *(in_burn_units(pl.col(name), pl.col("denominator")).alias(name) for name in _BURN)
-                ).drop("denominator")
+            one = sums.with_columns(
+                used, *(in_burn_units(pl.col(name), pl.col("denominator")).alias(name) for name in _BURN)
+            ).drop("denominator")
+            one = one.rename({name: f"{name}{end}" for name in one.columns if name not in by})
+            rows = one if rows is None else rows.join(one, on=by, how="full", coalesce=True)
+        assert rows is not None
+        for end, (side, _) in self._sides.items():
+            cost = side.lines.group_by("pool").agg(
+                pl.col(name).sum().alias(f"{name}{end}") for name in ("cost_pool", "cost_on_demand")
             )
-            costs.append(cost)
-        before, after = sides
-        rows = before.join(after, on=by, how="full", coalesce=True, suffix="_after").sort(by)
-        # a pool that is no more may still have traffic that was meant for it
-        rows = rows.join(costs[0], on="pool", how="left", validate="m:1")
-        rows = rows.join(costs[1], on="pool", how="left", validate="m:1", suffix="_after").sort(by)
+            # a pool that is no more may still have traffic that was meant for it
+            rows = rows.join(cost, on="pool", how="left", validate="m:1")
         order = [*_BURN, "served_of_contracted_ratio", "cost_pool", "cost_on_demand"]
-        return rows.select(*by, *(f"{name}{side}" for name in order for side in ("", "_after")))
+        return rows.sort(by).select(*by, *(f"{name}{end}" for name in order for end in self._sides))
 
-    def _customers(self) -> pl.DataFrame:
-        until = self.provenance.cut.until
-        kept = ["customer", "revenue", "cost", "margin"]
-        before = summarise(self.before.lines, ["customer"], self.books_before, until).select(kept)
-        after = summarise(self.after.lines, ["customer"], self.books_after, until).select(kept)
-        rows = before.join(after, on="customer", how="full", coalesce=True, suffix="_after", nulls_equal=True)
-        names = [f"{name}{side}" for name in kept[1:] for side in ("", "_after")]
-        rows = rows.with_columns(pl.col(names).fill_null(0))
-        changed = pl.any_horizontal(pl.col(name) != pl.col(f"{name}_after") for name in kept[1:])
-        change = (pl.col("margin_after") - pl.col("margin")).alias("change")
-        return (
-            rows.filter(changed)
-            .select("customer", *names, change)
-            .sort("change", "customer", nulls_last=True)
+    def _changed(self, part: str) -> pl.DataFrame:
+        kept = ["revenue", "cost", "margin"]
+        rows: pl.DataFrame | None = None
+        for end, (side, books) in self._sides.items():
+            lines = side.lines if part != "plan" else _with_plan(side.lines, books)
+            sums = lines.group_by(part).agg(pl.col("revenue", "cost").sum())
+            sums = sums.with_columns((pl.col("revenue") - pl.col("cost")).alias("margin"))
+            one = sums.select(part, *(pl.col(name).alias(f"{name}{end}") for name in kept))
+            rows = (
+                one if rows is None else rows.join(one, on=part, how="full", coalesce=True, nulls_equal=True)
+            )
+        assert rows is not None
+        ends = [end for end in self._sides if end]
+        rows = rows.with_columns(
+            pl.col([f"{name}{end}" for name in kept for end in self._sides]).fill_null(0)
         )
+        changed = pl.any_horizontal(pl.col(name) != pl.col(f"{name}{end}") for name in kept for end in ends)
+        rows = rows.filter(changed).with_columns(
+            (pl.col(f"margin{end}") - pl.col("margin")).alias(f"change{end}") for end in ends
+        )
+        order = [f"{name}{end}" for name in kept for end in self._sides] + [f"change{end}" for end in ends]
+        return _named(rows.select(part, *order).sort(f"change{ends[-1]}", part, nulls_last=True))
 
-    def _notes(self) -> list[str]:
-        notes = []
+    def _notes(self) -> Iterator[str]:
         if self.stuck:
-            notes.append(
+            yield (
                 f"{', '.join(self.stuck)}: no provider sells these models on demand, so what exceeds the pool is "
                 "shown as overrun, at no cost: a lower bound"
             )
-        billed = self.touched and not self.books_before.bill_lines.is_empty()
-        if billed:
-            notes.append(
-                f"{', '.join(self.touched)}: costs are what the contracts say on both sides, without their bills"
+        if self.rebuilt and not self.books_before.bill_lines.is_empty():
+            yield (
+                f"{', '.join(self.rebuilt)}: costs are what the contracts say on both sides, without their bills"
             )
-        unrated = unrated_notes(self.after.unrated)
-        return notes + [f"after: {note}" for note in unrated]
+        cut = self.provenance.cut
+        for placed in self.scenario.changes:
+            since = getattr(placed.change, "effective_from", None)
+            if isinstance(since, datetime) and since >= cut.until:
+                yield (
+                    f"{placed.place} {placed.name} takes effect at {instant(since)}, after the figures end "
+                    f"({instant(cut.until)}): it changes nothing here"
+                )
+        yield from self._who_was_turned_away()
+        for note in dict.fromkeys(note for side in self.afters for note in unrated_notes(side.unrated)):
+            yield f"after: {note}"
+
+    def _who_was_turned_away(self) -> Iterator[str]:
+        held = self.raised
+        if held is None:
+            return
+        if not held.windows:
+            yield "no window of the limits that are raised was binding: nobody would have used more"
+            return
+        yield (
+            f"{held.windows:,} windows of {held.holders:,} holders were binding; {held.refused_requests:,} requests "
+            "were turned away in them. Lower: what those asked for; upper: all that the raised limits let through"
+        )
+        if not held.refused_requests:
+            yield "no refusal names these limits: the lower bound is 0, because who was turned away left no trace"
+        elif held.unestimated:
+            yield f"{held.unestimated:,} of them came without an estimate of their tokens: the lower bound is too low"
+        if held.extra.unmixed:
+            yield (
+                f"{held.extra.unmixed:,} binding windows used nothing, so that nobody knows of what their extra would "
+                "be: it is left out, and both bounds are too low"
+            )
+
+    def _conclusion(self) -> Iterator[str]:
+        """What it costs and who pays, in a sentence."""
+        cut = self.provenance.cut
+        if not cut.minutes:
+            return
+
+        def changes(measure: str) -> list[Decimal]:
+            was = _amount(self.before.lines, measure)
+            return [_amount(side.lines, measure) - was for side in self.afters]
+
+        cost, revenue = changes("cost"), changes("revenue")
+        monthly = Fraction(30 * 1440, cut.minutes)
+        said = (
+            f"{self.scenario.name}: costs {_span(cost, self.currency)} for {_span(revenue, self.currency, 'revenue')} "
+            f"in {self.provenance.period.name}"
+        )
+        if monthly != 1:
+            said += f"; over 30 days {_span([_times(one, monthly) for one in cost], self.currency)} for "
+            said += _span([_times(one, monthly) for one in revenue], self.currency, "revenue")
+        margins = [a - b for a, b in zip(revenue, cost, strict=True)]
+        said += f"; the margin changes by {_range([f'{one:+,.2f}' for one in margins])} {self.currency}"
+        yield said
+        yield from self._who_pays()
+
+    def _who_pays(self) -> Iterator[str]:
+        for row in (
+            pl.concat([one.burn for one in self.filled])
+            .select("pool", "dimension")
+            .unique()
+            .sort("pool", "dimension")
+            .iter_rows()
+            if self.filled
+            else ()
+        ):
+            pool, dimension = row
+            sums = []
+            for one in self.filled:
+                found = one.burn.filter((pl.col("pool") == pool) & (pl.col("dimension") == dimension))
+                sums.append(
+                    found.select(pl.col("extra", "filled", "spilled") // pl.col("denominator")).row(0)
+                    if found.height
+                    else (0, 0, 0)
+                )
+            extra, idle, spill = (_range([f"{one:,}" for one in of]) for of in zip(*sums, strict=True))
+            named = pool if dimension == "all" else f"{pool} {dimension}"
+            yield (
+                f"{named}: of {extra} more burn units {idle} fill idle capacity that was paid for anyway, "
+                f"{spill} spill and are paid on demand"
+            )
+
+
+def _named(rows: pl.DataFrame) -> pl.DataFrame:
+    """The columns under the names of the report: before, after and change where a row has one measure."""
+    names = {
+        "amount": "before",
+        "amount_after": "after",
+        "amount_lower": "after_lower",
+        "amount_upper": "after_upper",
+    }
+    names |= {"change_after": "change"}
+    return rows.rename({name: to for name, to in names.items() if name in rows.columns})
+
+
+def _with_plan(lines: pl.DataFrame, books: Books) -> pl.DataFrame:
+    """Margin lines with the plan of their customer on their day."""
+    terms = books.contract_terms.select("customer", "plan", "effective_from", "effective_until")
+    at = pl.col("day").cast(INSTANT).alias("_at")
+    return in_force(lines.drop("plan", strict=False).with_columns(at), terms, at="_at", by=["customer"])
+
+
+def _times(amount: Decimal, factor: Fraction) -> Decimal:
+    return amount * factor.numerator / factor.denominator
+
+
+def _range(texts: Sequence[str]) -> str:
+    """One text, or two as a range."""
+    return " to ".join(dict.fromkeys(texts))
+
+
+def _span(amounts: Sequence[Decimal], currency: str, what: str = "") -> str:
+    """0.00 to 300.00 USD more, 12.50 USD less, -3.00 to +4.00 USD."""
+    named = f" {what}" if what else ""
+    rounded = [round(amount, 2) for amount in amounts]
+    if all(amount >= 0 for amount in rounded):
+        return f"{_range([f'{amount:,.2f}' for amount in rounded])} {currency} more{named}"
+    if all(amount <= 0 for amount in rounded):
+        return f"{_range([f'{-amount:,.2f}' for amount in rounded])} {currency} less{named}"
+    return f"{_range([f'{amount:+,.2f}' for amount in rounded])} {currency}{named}"
 
 
 def _amount(lines: pl.DataFrame, measure: str) -> Decimal:
-    if measure == "margin":
-        return _amount(lines, "revenue") - _amount(lines, "cost")
+    if measure.startswith("margin"):
+        return _amount(lines, "revenue") - _amount(lines, measure.replace("margin", "cost"))
     total = lines[measure].sum()
     return total if isinstance(total, Decimal) else Decimal(total or 0)

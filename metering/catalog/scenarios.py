@@ -1,4 +1,4 @@
-"""A scenario file: what is supposed of capacity and traffic, change by change, read as strictly as a catalog."""
+"""A scenario file: what is supposed of supply and demand, change by change, read as strictly as a catalog."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from typing import Final, Literal, TypeAlias
 from pydantic import BaseModel, Field, ValidationError
 
 from metering.catalog.documents import MISSING, Document, Fault, KeyPath, read_document
-from metering.catalog.fields import Amount, Count, Instant, Name, Weight
+from metering.catalog.fields import Amount, Count, Instant, Name, Price, Weight
 from metering.catalog.files import problem
 from metering.catalog.placed import Placed
 from metering.catalog.rules import Named, check
 from metering.catalog.shapes import Strict
 from metering.catalog.supply import Burndown, CapacityContract
 from metering.errors import BadInput
+from metering.meters import METERS
 
 
 class Resize(Strict):
@@ -83,7 +84,62 @@ class Move(Chosen):
     to_pool: Name | None = None
 
 
-Change: TypeAlias = CapacityContract | Resize | Drop | Delay | ReplaceBurndown | ReplaceFee | Scale | Move
+class RaiseLimits(Strict):
+    """Limits of a plan, of a contract, or of a name become a factor of what they are."""
+
+    plan: Name | None = None
+    contract: Name | None = None
+    limit: Name | None = None
+    factor: Weight
+    effective_from: Instant | None = None
+
+
+class ChangePrice(Strict):
+    """A product costs a factor of what it does in a price book, or other unit prices."""
+
+    book: Name
+    product: Name
+    tier: Name | None = None
+    factor: Weight | None = None
+    per_million: dict[str, Price] | None = Field(default=None, min_length=1)
+    effective_from: Instant | None = None
+
+
+class MoveCustomers(Strict):
+    """Customers, or all of a plan, get another plan in place of what they agreed on."""
+
+    customers: list[Name] | None = Field(default=None, min_length=1)
+    from_plan: Name | None = None
+    to_plan: Name
+    effective_from: Instant | None = None
+
+
+class LoseCustomer(Strict):
+    """A customer is gone, with its traffic and its contracts."""
+
+    customer: Name
+    effective_from: Instant | None = None
+
+
+class WinCustomer(Strict):
+    """A customer comes with a factor of the traffic of another, on that one's terms or on a plan."""
+
+    like: Name
+    factor: Weight = Decimal(1)
+    customer: Name | None = None
+    plan: Name | None = None
+    effective_from: Instant | None = None
+
+    @property
+    def called(self) -> str:
+        """The name of the customer in reports."""
+        return self.customer or f"like {self.like}"
+
+
+Demanded: TypeAlias = RaiseLimits | ChangePrice | MoveCustomers | LoseCustomer | WinCustomer
+Change: TypeAlias = (
+    CapacityContract | Resize | Drop | Delay | ReplaceBurndown | ReplaceFee | Scale | Move | Demanded
+)
 CHANGES: Final[Mapping[str, type[Change]]] = {
     "buy": CapacityContract,
     "resize": Resize,
@@ -93,6 +149,11 @@ CHANGES: Final[Mapping[str, type[Change]]] = {
     "replace_fee": ReplaceFee,
     "scale_traffic": Scale,
     "move_traffic": Move,
+    "raise_limits": RaiseLimits,
+    "change_price": ChangePrice,
+    "move_customers": MoveCustomers,
+    "lose_customer": LoseCustomer,
+    "win_customer": WinCustomer,
 }
 #: A longer delay is a slip of the pen.
 _DAYS_MAX: Final = 3650
@@ -107,6 +168,16 @@ class PlacedChange:
     change: Change
     document: Document
     path: KeyPath
+
+    @property
+    def name(self) -> str:
+        """What the file calls this change: resize, raise_limits, ..."""
+        return str(self.path[-1])
+
+    @property
+    def place(self) -> str:
+        """File and line, to point a person at it."""
+        return f"{self.document.file}:{self.document.line(self.path)}"
 
     def fault(self, field: str, value: object, says: str) -> Fault:
         """A fault of one of its fields."""
@@ -199,3 +270,17 @@ def _sense(placed: PlacedChange) -> Iterator[Fault]:
             yield placed.fault("to_model", None, "give to_model, to_provider or to_pool: where it moves")
         if not 0 < change.share <= 1:
             yield placed.fault("share", change.share, "must be above 0 and at most 1")
+    if isinstance(change, RaiseLimits):
+        if change.plan is None and change.contract is None and change.limit is None:
+            yield placed.fault("plan", None, "give plan, contract or limit: which limits are raised")
+        if change.factor < 1:
+            says = "must be at least 1: what a smaller limit would have turned away is not known"
+            yield placed.fault("factor", change.factor, says)
+    if isinstance(change, ChangePrice):
+        if (change.factor is None) == (change.per_million is None):
+            yield placed.fault("factor", change.factor, "give factor or per_million, one of them")
+        for meter in change.per_million or ():
+            if meter not in METERS:
+                yield placed.fault("per_million", meter, f"is not a meter; there are {', '.join(METERS)}")
+    if isinstance(change, MoveCustomers) and (change.customers is None) == (change.from_plan is None):
+        yield placed.fault("customers", change.customers, "give customers or from_plan, one of them")

@@ -86,7 +86,8 @@ def what_if(
         str | None,
         typer.Option(
             "--by",
-            help="company, pool or customer. [default: a table shows all three; a file has pools]",
+            help="company, pool, plan, segment or customer. [default: a table shows the first two and the last, a "
+            "file has pools]",
             show_default=False,
         ),
     ] = None,
@@ -94,7 +95,7 @@ def what_if(
     form: Format = "table",
     output: Output = None,
 ) -> None:
-    """Recorded usage again, with capacity or traffic changed as FILE says: before and after, side by side."""
+    """Recorded usage again, with supply and demand changed as FILE says: before and after, side by side."""
     from metering.settings import settings
     from metering.store.postgres import reading
     from workers.loop import database_errors
@@ -106,7 +107,10 @@ def what_if(
         compared = run(connection, settings(), file, span, as_of, say=_progress)
     reports: list[Report] = []
     if by is None and form == "table" and output is None:
-        reports = [compared.by("company"), compared.by("pool"), compared.by("customer")]
+        reports = [
+            *(compared.by(part, concluding=False) for part in ("company", "pool")),
+            compared.by("customer"),
+        ]
     else:
         reports = [compared.by(by or "pool")]
     for report in reports:

@@ -364,36 +364,45 @@ COST_CURVE: Final = _columns(
 )
 
 #: A period as recorded and as supposed (`what-if`).
-WHAT_IF: Final = _columns(
-    ("measure", "text", "", "", 0),
-    ("pool", "text", "pool", "", 0),
-    ("dimension", "text", "dimension", "", 3),
-    ("customer", "text", "customer", "", 0),
-    ("before", "money", "before", "", 0),
-    ("after", "money", "after", "", 0),
+_MEASURES: Final[tuple[tuple[str, Kind, str, str, int], ...]] = (
     ("contracted", "burn", "contracted", "burn units", 2),
-    ("contracted_after", "burn", "contracted after", "burn units", 2),
     ("served", "burn", "served", "burn units", 1),
-    ("served_after", "burn", "served after", "burn units", 1),
     ("idle", "burn", "idle", "burn units", 2),
-    ("idle_after", "burn", "idle after", "burn units", 2),
     ("overrun", "burn", "overrun", "burn units", 4),
-    ("overrun_after", "burn", "overrun after", "burn units", 4),
     ("spill", "burn", "spill", "burn units", 2),
-    ("spill_after", "burn", "spill after", "burn units", 2),
     ("served_of_contracted_ratio", "ratio", "used", "of contracted", 0),
-    ("served_of_contracted_ratio_after", "ratio", "used after", "of contracted", 0),
     ("cost_pool", "money", "pool cost", "", 1),
-    ("cost_pool_after", "money", "pool cost after", "", 1),
     ("cost_on_demand", "money", "on-demand cost", "", 1),
-    ("cost_on_demand_after", "money", "on-demand cost after", "", 1),
     ("revenue", "money", "revenue", "", 3),
-    ("revenue_after", "money", "revenue after", "", 3),
     ("cost", "money", "cost", "", 1),
-    ("cost_after", "money", "cost after", "", 1),
     ("margin", "money", "margin", "", 0),
-    ("margin_after", "money", "margin after", "", 0),
-    ("change", "money", "change", "", 0),
+)
+#: Ends of the names of what would have been, and of their headings: one side, or two where limits are raised.
+_SUPPOSED: Final = (("_after", " after"), ("_lower", " after (lower)"), ("_upper", " after (upper)"))
+WHAT_IF: Final = (
+    *_columns(
+        ("measure", "text", "", "", 0),
+        ("pool", "text", "pool", "", 0),
+        ("dimension", "text", "dimension", "", 3),
+        ("plan", "text", "plan", "", 0),
+        ("segment", "text", "segment", "", 0),
+        ("customer", "text", "customer", "", 0),
+        ("before", "money", "before", "", 0),
+        ("after", "money", "after", "", 0),
+        ("change", "money", "change", "", 0),
+        ("after_lower", "money", "after (lower)", "", 1),
+        ("change_lower", "money", "change (lower)", "", 0),
+        ("after_upper", "money", "after (upper)", "", 1),
+        ("change_upper", "money", "change (upper)", "", 0),
+    ),
+    *(
+        column
+        for name, kind, heading, unit, rank in _MEASURES
+        for column in _columns(
+            (name, kind, heading, unit, rank),
+            *((f"{name}{end}", kind, f"{heading}{told}", unit, rank) for end, told in _SUPPOSED),
+        )
+    ),
 )
 
 #: What moved the margin between two periods (`report bridge`).
