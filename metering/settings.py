@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     run_rate_days: int = Field(
         28, ge=1, le=366, description="days before the cut that a projection of spend goes on from"
     )
+    expiring_days: int = Field(
+        30, ge=1, le=366, description="days within which what expires is named in `report balances`"
+    )
     adjustments_max: int = Field(10_000, ge=1, description="most adjustments in one file")
     bill_lines_max: int = Field(100_000, ge=1, description="most lines in one file of suppliers' bills")
     evaluate_interval_seconds: float = Field(

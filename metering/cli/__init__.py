@@ -58,6 +58,7 @@ def _mount() -> None:
         refused,
         reports,
         sandbox,
+        standing,
         work,
     )
 
@@ -74,6 +75,7 @@ def _mount() -> None:
     reports.mount(app)
     explain.mount(app)
     closing.mount(app)
+    standing.mount(reports.app)
     knowledge.mount(app)
     planning.mount(app)
     app.add_typer(rebuild.app, name="rebuild")

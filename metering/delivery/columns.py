@@ -320,6 +320,50 @@ OBLIGATIONS: Final = _columns(
     ("days_left", "count", "days left", "", 1),
     ("notice_by", "instant", "notice by", "UTC", 3),
 )
+#: What customers agreed to; `measure` says of what its amounts are.
+CONTRACTS: Final = _columns(
+    ("customer", "text", "customer", "", 0),
+    ("kind", "text", "kind", "", 5),
+    ("contract", "text", "contract", "", 4),
+    ("plan", "text", "plan", "", 5),
+    ("what", "text", "what", "", 1),
+    ("name", "text", "name", "", 0),
+    ("effective_from", "instant", "from", "UTC", 5),
+    ("effective_until", "instant", "until", "UTC", 1),
+    ("state", "text", "state", "", 2),
+    ("measure", "text", "in", "", 0),
+    ("paid", "text", "paid", "", 6),
+    ("shortfall_rule", "text", "shortfall", "rule", 7),
+    ("committed", "money", "committed", "", 0),
+    ("drawn", "money", "drawn", "", 0),
+    ("remaining", "money", "remaining", "", 3),
+    ("rolled_over", "money", "rolled over", "", 6),
+    ("overage", "money", "overage", "", 3),
+    ("shortfall", "money", "shortfall", "so far", 4),
+    ("pace_ratio", "ratio", "pace", "of even", 1),
+    ("run_rate_per_day", "money", "run rate", "a day", 5),
+    ("projected", "money", "projected", "at the end", 4),
+    ("shortfall_projected", "money", "shortfall", "projected", 2),
+    ("shortfall_fee", "money", "shortfall", "costs", 3),
+    ("days_left", "count", "days left", "", 1),
+)
+#: What customers have left, and what is not billed yet; `currency` is a column: a report may hold several.
+BALANCES: Final = _columns(
+    ("customer", "text", "customer", "", 0),
+    ("kind", "text", "kind", "", 1),
+    ("contract", "text", "contract", "", 4),
+    ("currency", "text", "in", "", 0),
+    ("period_start", "instant", "open since", "UTC", 3),
+    ("period_until", "instant", "open until", "UTC", 6),
+    ("committed_left", "money", "committed", "left", 0),
+    ("prepaid_left", "money", "prepaid", "left", 0),
+    ("promotional_left", "money", "promotional", "left", 1),
+    ("fees", "money", "fees", "so far", 5),
+    ("unbilled", "money", "unbilled", "so far", 0),
+    ("expiring", "money", "expiring", "soon", 1),
+    ("expires_at", "instant", "first", "expiry, UTC", 4),
+    ("expected_lost", "money", "of it lost", "as expected", 2),
+)
 
 #: Pools sized on recorded demand (`plan capacity`).
 PLAN: Final = _columns(

@@ -205,14 +205,15 @@ def read_usage(
     until: datetime,
     as_of: int | None,
     pools: Sequence[str] | None = None,
+    customers: Sequence[str] | None = None,
 ) -> pl.DataFrame:
     """Usage per quarter hour and series dimensions in [start, until): a USAGE frame.
 
     `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`. `pools`: only
-    requests meant for these; None for all.
+    requests meant for these; `customers`: only theirs; None for all.
     """
     raw = driver(connection)
-    where = _span("quarter_start", start, until, as_of, raw) + _meant_for(pools, raw)
+    where = _span("quarter_start", start, until, as_of, raw) + _meant_for(pools, raw) + _of(customers, raw)
     return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER)
 
 
@@ -350,6 +351,13 @@ def _meant_for(pools: Sequence[str] | None, raw: Driver) -> str:
         return ""
     meant = sql.SQL(" AND series_id IN (SELECT series_id FROM series WHERE pool = ANY({}))")
     return meant.format(sql.Literal(list(pools))).as_string(raw)
+
+
+def _of(customers: Sequence[str] | None, raw: Driver) -> str:
+    if customers is None:
+        return ""
+    own = sql.SQL(" AND series_id IN (SELECT series_id FROM series WHERE customer = ANY({}))")
+    return own.format(sql.Literal(list(customers))).as_string(raw)
 
 
 def unfilled(connection: Connection) -> dict[str, str]:
