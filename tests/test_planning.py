@@ -233,7 +233,7 @@ def test_a_scenario_is_refused_by_file_and_line(ledger: Ledger, run: Run, tmp_pa
 
 def test_the_example_scenarios_can_be_read() -> None:
     files = sorted((CHECKOUT / "examples" / "scenarios").glob("*.yaml"))
-    assert len(files) == 3
+    assert len(files) == 6
     assert all(read_scenario(file).changes for file in files)
 
 

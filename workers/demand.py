@@ -23,13 +23,14 @@ from metering.catalog.scenarios import (
 from metering.catalog.terms import Contract, Plan
 from metering.core import demand
 from metering.core.demand import Filled, HeldBack, filled, held_back
-from metering.core.limits import limit_reach, limit_windows, raised
+from metering.core.limits import limit_windows, raised
 from metering.core.scenario import Traffic
+from metering.delivery.report import Provenance
 from metering.frames import Books
 from metering.periods import Period
 from metering.results import RAISED
-from metering.store.refusals import read_limit_refused
-from metering.store.rollups import read_held_usage, read_limit_usage
+from metering.store.rollups import read_held_usage
+from workers.limit_reports import limited
 
 
 def known_names(
@@ -190,27 +191,18 @@ class Raised:
 
 
 def raised_limits(
-    connection: Connection,
-    scenario: Scenario,
-    books: Books,
-    after: Books,
-    period: Period,
-    complete_until: datetime | None,
-    as_of: int | None,
+    connection: Connection, scenario: Scenario, books: Books, after: Books, provenance: Provenance
 ) -> Raised | None:
     """Read the windows of limits and what was used in them; None where the scenario raises none.
 
     Windows of customers who leave, or move to another plan, count until they do.
     """
     changes = [one.change for one in scenario.changes if isinstance(one.change, RaiseLimits)]
+    complete_until, period = provenance.complete_until, provenance.cut
     if not changes or complete_until is None:
         return None
-    reach = limit_reach(books.limits, period, complete_until)
-    usage = read_limit_usage(
-        connection, reach.start, reach.until, as_of, sorted(books.limits["customer"].unique())
-    )
-    refused = read_limit_refused(connection, reach.start, reach.until, as_of)
-    windows = limit_windows(usage, refused, books, period, complete_until)
+    read = limited(connection, books, provenance)
+    windows = limit_windows(read.usage, read.refused, books, period, complete_until)
     of = ["customer", "contract", "limit"]
     stay = windows
     for since, gone in _gone(scenario, books, period.start):
@@ -230,7 +222,7 @@ def raised_limits(
         connection,
         span[0] or period.start,
         min(span[1] or period.start, complete_until),
-        as_of,
+        provenance.watermark_id,
         sorted(more["customer"].unique()),
     )
     said = stay.join(

@@ -115,7 +115,7 @@ def what_if(
     supposed, arrived = _traffic(scenario, recorded, cut.start)
     pools = sorted(set(after.pools["pool"]) | set(books.pools["pool"])) if touched is None else touched
     found = settled(supposed, capacity(pool_usage, base, span), after, span, arrived, pools)
-    held = raised_limits(connection, scenario, base, after, cut, complete, as_of)
+    held = raised_limits(connection, scenario, base, after, provenance)
     bounds = () if held is None else held.filled(found.traffic, after, cut)
     say("computing what would have been")
     traffics = [bound.traffic for bound in bounds] or [found.traffic]
