@@ -50,6 +50,7 @@ class Event:
     source: str = "gateway"
     event_id: str | None = None
     project: str = ""
+    seat: str = ""
     duration_ms: int = -1
     meters: dict[str, int] = field(default_factory=dict)
     request: str | None = None  # None: one of its own
@@ -91,7 +92,7 @@ class Ledger:
         else:
             self._one_partition()
         self._named: dict[str, dict[int, bytes]] = {
-            name: {0: text_digest("")} for name in ("series", "source", "project")
+            name: {0: text_digest("")} for name in ("series", "source", "project", "seat")
         }
 
     def _one_partition(self) -> None:
@@ -145,7 +146,7 @@ class Ledger:
                 series=aligned(rows["series_id"], self._named["series"]),
                 sources=aligned(np.abs(rows["source_id"]), self._named["source"]),
                 projects=aligned(rows["project_id"], self._named["project"]),
-                seats=aligned(rows["seat_id"], {0: text_digest("")}),
+                seats=aligned(rows["seat_id"], self._named["seat"]),
                 event_ids=texts,
             )
             received = len(events) + duplicate + rejected
@@ -223,6 +224,7 @@ class Ledger:
             row["source_id"] = sign * self._id("source", event.source)
             row["series_id"] = self._series(event)
             row["project_id"] = self._id("project", event.project) if event.project else 0
+            row["seat_id"] = self._id("seat", event.seat) if event.seat else 0
             row["duration_ms"] = event.duration_ms
             row["event_type"] = event.event_type
             if (noticed := event.notice) is not None:

@@ -92,6 +92,11 @@ def exposure_report(
     )
     declared = [column.name for column in columns.EXPOSURE]
     rows = rows.select(declared)
+    # a row of all limits together is of no plan or contract
+    nobodys = [
+        pl.when(pl.col("limit").is_null()).then(pl.lit("")).otherwise(name).alias(name)
+        for name in ("plan", "contract")
+    ]
     return Report(
         name="exposure",
         title=f"Exposure of {pool} to limits",
@@ -101,7 +106,8 @@ def exposure_report(
         provenance=provenance,
         notes=tuple(_exposure_notes(rows)),
         empty=f"no limit of what burned {pool} was in force at the end of the complete part of the period",
-        null_texts={"plan": "(own)", "contract": "(of the plan)", "limit": "(all together)"},
+        shown=rows.with_columns(nobodys),
+        null_texts={**_NULLS, "limit": "(all together)"},
     )
 
 
@@ -151,8 +157,13 @@ class LimitReport:
         """By limit, plan, customer or holder; or every window, the least headroom first in tables."""
         rows = self._every_window() if about == "window" else summarise_limits(self.windows, about)
         catalogue = columns.LIMIT_WINDOWS if about == "window" else columns.LIMITS
-        declared = [column.name for column in catalogue if column.name in rows.columns]
+        # a holder counts as one
+        left_out = ("holders", "holders_binding") if about == "holder" else ()
+        declared = [
+            column.name for column in catalogue if column.name in rows.columns and column.name not in left_out
+        ]
         rows = rows.select(declared)
+        key = LIMITS_BY.get(about, LIMIT_WINDOWS.key)
         order = (
             ["headroom_ratio"] if about == "window" else ["refused_requests", "windows_binding", "max_ratio"]
         )
@@ -165,10 +176,11 @@ class LimitReport:
             provenance=self.provenance,
             notes=tuple(self._notes()),
             empty="no limit was in force, or nothing was used under one, in the complete part of the period",
+            # whom it turns away most, or who has least room, first
             shown=rows.sort(
-                [*order, *rows.columns[: len(LIMITS_BY.get(about, LIMIT_WINDOWS.key))]],
-                descending=[about != "window"] * len(order)
-                + [False] * len(LIMITS_BY.get(about, LIMIT_WINDOWS.key)),
+                [*order, *key],
+                descending=[about != "window"] * len(order) + [False] * len(key),
+                nulls_last=False,
             ),
             null_texts=_NULLS,
         )
