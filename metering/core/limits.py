@@ -337,10 +337,13 @@ def _uses(usage: pl.DataFrame, books: Books, period: Period) -> tuple[pl.DataFra
         .join(pairs, on="series_id")
         .filter(pl.col("minute").is_between("_since", "_until", closed="left"))
     )
-    guess = pl.sum_horizontal(
-        pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter)).cast(pl.Float64) for meter in weighing
+    guess = sum(
+        rows.select(
+            (pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter)).cast(pl.Float64)).sum()
+        ).item()
+        for meter in weighing
     )
-    if weighing and (rows.select(guess.sum()).item() or 0) > EXACT_MAX / 10**6:
+    if guess > EXACT_MAX / 10**6:
         raise BadInput("what counts in limits is beyond exact sums; use smaller weights")
     use = pl.sum_horizontal(
         pl.lit(0, dtype=SUM), *(pl.col(meter).cast(SUM) * pl.col(_weight(meter)) for meter in weighing)

@@ -457,3 +457,7 @@ def test_exposure_is_every_limit_in_what_it_burns_and_the_peak_is_what_burned_at
     of_short = exposure(used, burn, flat.head(8), of, short)
     assert set(of_short["peak"]) == {None}
     assert exposure(used, burn.clear(), flat, of, DAY).is_empty()
+
+
+def test_where_nothing_is_limited_there_is_no_window() -> None:
+    assert windows(usage(THREE), Books(1)).is_empty()
