@@ -61,6 +61,14 @@ class Period:
                 return
             start = until
 
+    def months(self) -> Iterator["Period"]:
+        """The period in parts that lie in one UTC calendar month each, in order; an empty one has none."""
+        start = self.start
+        while start < self.until:
+            until = min(next_month_start(start.date()), self.until)
+            yield Period(self.name, start, until)
+            start = until
+
     @property
     def minutes(self) -> int:
         """Whole minutes in the span."""

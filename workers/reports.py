@@ -93,8 +93,14 @@ def margin_report(
     provenance, books = known(connection, settings, period, as_of)
     if for_floors and not (books.contracts["floor_basis"] == "loaded").any():
         books = usage_basis(books)
+    computed = margin_of(connection, settings, books, provenance)
+    return MarginReport(provenance, books, settings.reporting_currency, computed)
+
+
+def margin_of(connection: Connection, settings: Settings, books: Books, provenance: Provenance) -> Margin:
+    """The margin of a report's cut under some books: those in force, or those of another catalog."""
     read = recorded(connection, books, provenance)
-    computed = margin(
+    return margin(
         read.usage,
         read.pool_usage,
         books,
@@ -103,7 +109,6 @@ def margin_report(
         pool_customer_usage=read.pool_customer_usage,
         complete_until=provenance.complete_until,
     )
-    return MarginReport(provenance, books, settings.reporting_currency, computed)
 
 
 def capacity_report(

@@ -57,6 +57,7 @@ def _mount() -> None:
         rebuild,
         refused,
         reports,
+        rerating,
         sandbox,
         standing,
         work,
@@ -78,6 +79,7 @@ def _mount() -> None:
     standing.mount(reports.app)
     knowledge.mount(app)
     planning.mount(app)
+    rerating.mount(app)
     app.add_typer(rebuild.app, name="rebuild")
     refused.mount(app)
     app.add_typer(sandbox.app, name="sandbox")

@@ -42,7 +42,8 @@ def plan(folder: Folder) -> None:
     objects = load_folder(folder)
     with reading(settings()) as connection:
         made, _ = _plan(connection, objects)
-    _print(made)
+        _print(made)
+        _show_impact(connection, made)
 
 
 @app.command()
@@ -67,7 +68,8 @@ def apply(
     objects = load_folder(folder)
     with reading(settings()) as connection:
         made, at = _plan(connection, objects)
-    _print(made)
+        _print(made)
+        _show_impact(connection, made)
     if not made.changes:
         return
     if not yes:
@@ -191,6 +193,23 @@ def _print(made: Plan) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for line in made.lines():
         console.print(Text(line, style=_COLORS.get(line.strip()[:1], "")))
+
+
+def _show_impact(connection: Connection, made: Plan) -> None:
+    """Show every charge and cost of recorded usage that a backdated plan would change, per customer and in total."""
+    import sys
+
+    from metering.delivery import tables
+    from metering.settings import settings
+    from metering.store.books import read_catalog
+    from workers.loop import database_errors, show_progress
+    from workers.rerating import impact
+
+    with database_errors():
+        applied = read_catalog(connection, made.base_revision)
+        found = impact(connection, settings(), applied, made, progress=show_progress)
+    if found is not None:
+        tables.show(found.by_customer(), sys.stdout)
 
 
 def _counts(objects: CatalogObjects) -> str:

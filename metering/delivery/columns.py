@@ -450,6 +450,37 @@ WHAT_IF: Final = (
 )
 
 #: What moved the margin between two periods (`report bridge`).
+#: What a charge or cost is under two catalogs; `_change`: the later less the earlier.
+RERATED: Final = _columns(
+    ("day", "day", "day", "UTC", 0),
+    ("customer", "text", "customer", "", 0),
+    ("line", "text", "line", "", 0),
+    ("product", "text", "product", "", 0),
+    ("tier_sold", "text", "tier sold", "", 9),
+    ("provider", "text", "provider", "", 9),
+    ("model_served", "text", "model served", "", 9),
+    ("pool", "text", "pool", "", 9),
+    *(
+        row
+        for name, heading, rank in (
+            ("charge", "charges", 9),
+            ("fee", "fees", 9),
+            ("revenue", "revenue", 0),
+            ("cost", "cost", 0),
+            ("cost_loaded", "loaded cost", 9),
+        )
+        for row in (
+            (f"{name}_before", "money", f"{heading} before", "", max(rank, 2)),
+            (f"{name}_now", "money", f"{heading} now", "", max(rank, 1)),
+            (f"{name}_change", "money", f"{heading} change", "", rank),
+        )
+    ),
+    ("charge_unrated", "flag", "charge unrated", "now", 3),
+    ("cost_unrated", "flag", "cost unrated", "now", 3),
+    ("currency", "text", "currency", "", 9),
+    ("from_revision", "count", "from", "revision", 9),
+    ("to_revision", "count", "to", "revision", 9),
+)
 BRIDGE: Final = _columns(
     ("customer", "text", "customer", "", 0),
     ("term", "text", "", "", 0),

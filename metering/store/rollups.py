@@ -217,6 +217,14 @@ def read_usage(
     return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER)
 
 
+def first_usage_at(connection: Connection) -> datetime | None:
+    """The first quarter hour with usage, all that is folded included; None without any."""
+    found: datetime | None = connection.execute(
+        text("SELECT min(quarter_start) FROM usage_quarters")
+    ).scalar_one()
+    return found
+
+
 def read_usage_of(
     connection: Connection, start: datetime, until: datetime, as_of: int | None, customer: str
 ) -> pl.DataFrame:
