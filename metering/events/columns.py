@@ -30,7 +30,9 @@ _DTYPES: Final[dict[str, pl.DataType | type[pl.DataType]]] = {
     **dict.fromkeys(wire.COUNT_FIELDS, pl.Int64),
 }
 _SHAPES: Final = ((wire.EVENT_FIELDS, "data"), (wire.DATA_FIELDS, "usage"), (wire.COUNT_FIELDS, None))
-_UNUSED: Final = frozenset({"specversion", "type", "datacontenttype", "dataschema", "data", "usage"})
+_UNUSED: Final = frozenset(
+    {"specversion", "type", "datacontenttype", "dataschema", "data", "usage", "usage_format"}
+)
 
 
 class EventColumns:

@@ -11,6 +11,7 @@ from metering.events import wire
 from metering.events.columns import EventColumns, reported
 from metering.events.laws import DecodeLimits, laws, put_to_laws
 from metering.events.notices import Notice, NoticeRows, decode_notice, notice_laws
+from metering.events.providers import decode_provider_event
 from metering.events.rejects import Fault, RejectCode, cleaned
 from metering.frames import NOTICES, REJECTS
 
@@ -235,7 +236,7 @@ def _read_pieces(read: _Read, number: int, pieces: list[bytes]) -> None:
     for index, piece in enumerate(pieces):
         found: tuple[wire.Event | Notice, int] | Fault
         try:
-            found = wire.decode_event(piece)
+            found = _read_event(piece)
             if isinstance(found, Fault) and found.code is RejectCode.TYPE_NOT_SUPPORTED:
                 found = decode_notice(piece)
         except Exception as error:  # any exception of the decoder is a reject of that event
@@ -251,6 +252,18 @@ def _read_pieces(read: _Read, number: int, pieces: list[bytes]) -> None:
                 read.notices.add(number, index, event)
             read.drop(event.source, unknown)
     read.columns.add(number, events, indexes)
+
+
+def _read_event(piece: bytes) -> tuple[wire.Event, int] | Fault:
+    """An event of usage, in whichever shape its usage has; other types of event are a fault here."""
+    likely = b'"usage_format"' in piece
+    if likely and (found := decode_provider_event(piece)) is not None:
+        return found
+    plain = wire.decode_event(piece)
+    # the name may be written with escapes
+    if isinstance(plain, Fault) and not likely and b"\\u" in piece:
+        return decode_provider_event(piece) or plain
+    return plain
 
 
 def _reject_frame(rejects: list[_Reject]) -> pl.DataFrame:

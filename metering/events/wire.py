@@ -12,7 +12,8 @@ from metering.meters import QUANTITY_MAX
 USAGE_TYPE: Final = "inference.usage.v1"
 
 
-_Quantity = Annotated[int, msgspec.Meta(ge=0, le=QUANTITY_MAX)]
+#: A count as it travels.
+Quantity = Annotated[int, msgspec.Meta(ge=0, le=QUANTITY_MAX)]
 _Attempt = Annotated[int, msgspec.Meta(ge=1, le=2**15 - 1)]
 _RanOn = Literal["pool", "overflow", "on_demand"]
 _Reason = Literal["retry", "failure", "refund", "internal", "test", "other"]
@@ -23,18 +24,18 @@ NONBILLABLE_REASONS: Final[tuple[str, ...]] = get_args(_Reason)
 class Counts(msgspec.Struct, gc=False, kw_only=True):
     """The producer's counts; null or missing means none, but the two totals must be said."""
 
-    input_tokens: _Quantity
-    output_tokens: _Quantity
-    cache_read_tokens: _Quantity | None = None
-    cache_write_tokens: _Quantity | None = None
-    cache_write_5m_tokens: _Quantity | None = None
-    cache_write_1h_tokens: _Quantity | None = None
-    reasoning_tokens: _Quantity | None = None
-    audio_input_tokens: _Quantity | None = None
-    audio_output_tokens: _Quantity | None = None
-    image_input_tokens: _Quantity | None = None
-    image_output_tokens: _Quantity | None = None
-    tool_calls: _Quantity | None = None
+    input_tokens: Quantity
+    output_tokens: Quantity
+    cache_read_tokens: Quantity | None = None
+    cache_write_tokens: Quantity | None = None
+    cache_write_5m_tokens: Quantity | None = None
+    cache_write_1h_tokens: Quantity | None = None
+    reasoning_tokens: Quantity | None = None
+    audio_input_tokens: Quantity | None = None
+    audio_output_tokens: Quantity | None = None
+    image_input_tokens: Quantity | None = None
+    image_output_tokens: Quantity | None = None
+    tool_calls: Quantity | None = None
 
 
 class Data(msgspec.Struct, gc=False, kw_only=True):
@@ -54,10 +55,11 @@ class Data(msgspec.Struct, gc=False, kw_only=True):
     nonbillable_reason: _Reason | None = None
     project: str | None = None
     seat: str | None = None
+    usage_format: None = None  # said: of another shape, `events.providers` has it
     usage_convention: Literal["inclusive", "disjoint"]
     usage_source: Literal["provider", "estimated", "partial"] | None = None
-    duration_ms: _Quantity | None = None
-    accelerator_ms: _Quantity | None = None
+    duration_ms: Quantity | None = None
+    accelerator_ms: Quantity | None = None
     usage: Counts
 
 
@@ -152,7 +154,7 @@ def decode_event(piece: bytes) -> tuple[Event, int] | Fault:
     except BAD_BYTES as failed:
         # not JSON at all says more than the field at which the typed reading stopped
         return _fault(error if isinstance(failed, msgspec.ValidationError) else failed)
-    if (fault := _envelope_fault(plain)) is not None:
+    if (fault := envelope_fault(plain)) is not None:
         return fault
     try:
         # The last of duplicate keys wins, also where an earlier one has the wrong type.
@@ -180,7 +182,7 @@ def _with_number(fault: Fault, plain: Any) -> Fault:
     return fault
 
 
-def _envelope_fault(plain: Any) -> Fault | None:
+def envelope_fault(plain: Any) -> Fault | None:
     """What says that these are not bytes of a usage event at all, before its fields are looked at."""
     if not isinstance(plain, dict):
         return Fault(RejectCode.NOT_AN_EVENT, None, "an event is a JSON object")
@@ -200,7 +202,7 @@ def _envelope_fault(plain: Any) -> Fault | None:
     return None
 
 
-_MISSING = re.compile(r"Object missing required field `(\w+)`(?: - at `\$\.?(.*)`)?")
+_MISSING = re.compile(r"Object missing required field `([\w.]+)`(?: - at `\$\.?(.*)`)?")
 _PLACED = re.compile(r"(.*?)(?: - at `\$\.?(.*)`)?", re.DOTALL)
 
 
