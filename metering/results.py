@@ -438,8 +438,8 @@ GROSS: Final = Frame(
         "customer": pl.String,
         "contract": pl.String,
         "item": pl.String,  # the product
-        "meter": pl.String,
-        "quantity": SUM,
+        "meter": pl.String,  # a percentage of other charges: '% ' and its name
+        "quantity": SUM,  # of a percentage: 0
         "gross": SUM,  # count of money.QUANTUM
         "currency": pl.String,
         "rule": pl.String,  # of frames.PRICE_RULES; null: a unit price of frames.PRICES

@@ -141,12 +141,12 @@ def impact(
     provenance, before = known(connection, settings, asked, None)
     before = replace(read_books(connection, latest_revision(connection)), bill_lines=before.bill_lines)
     after = replace(books_of(result(applied, made), made.base_revision + 1), bill_lines=before.bill_lines)
-    start = since if first is None else max(first, _reach(since, provenance, (before, after)))
-    start = min(month_start(start.date()), provenance.cut.until)
-    span = Period(f"{instant(start)}..{instant(provenance.cut.until)}", start, provenance.cut.until)
-    provenance = replace(provenance, period=span, cut=span)
+    cut = provenance.cut
     lines = RERATED.empty()
-    if first is not None:
+    if first is not None and cut.minutes:
+        start = month_start(max(first, _reach(since, provenance, (before, after))).date())
+        cut = Period(f"{instant(start)}..{instant(cut.until)}", start, max(start, cut.until))
+        provenance = replace(provenance, period=cut, cut=cut)
         lines = _compared(connection, settings, provenance, before, after, progress)
     return Rerated(provenance, made.base_revision, made.base_revision + 1, settings.reporting_currency, lines)
 
