@@ -34,6 +34,8 @@ from workers.send import send_lines
 EVENTS: Final = 320_000
 SEED: Final = 7
 WORKERS: Final = 2
+#: Lines of a tree that the demo shows.
+_EXPLAINED: Final = 24
 CATALOG: Final = Path(__file__).resolve().parent.parent / "examples" / "catalog"
 _OUTCOMES: Final = ("received", "accepted", "duplicate", "conflict", "rejected")
 
@@ -124,6 +126,7 @@ def tell(folder: Path, events: int, now: datetime) -> None:
     _margin(demo)
     _capacity(demo)
     _bills(demo)
+    _explain(demo)
     demo.chapter("Should we buy more, or less?")
     demo.report("plan", "capacity", "--period", str(demo.day))
     _refused(demo)
@@ -308,6 +311,22 @@ def _bills(demo: Demo) -> None:
         "because only one day of this month has traffic.",
         highlight=False,
     )
+
+
+def _explain(demo: Demo) -> None:
+    demo.chapter("Where does a number come from?")
+    with postgres.reading(demo.settings) as connection:
+        found = reports.margin_report(connection, demo.settings, parse_period(str(demo.day)))
+    paying = found.summary.filter(kind="paying").sort("charge", "customer", descending=[True, False])
+    if paying.height:
+        cell = [f"customer={paying['customer'][0]}", "margin", "--day", str(demo.day)]
+        told = demo.run("explain", "margin", *cell).splitlines()
+        demo.console.print("\n".join(told[:_EXPLAINED]), highlight=False, markup=False)
+        demo.console.print(
+            f"... {max(0, len(told) - _EXPLAINED)} more lines; every number is the sum of what stands below it.",
+            style="dim",
+            highlight=False,
+        )
 
 
 def _invoices(demo: Demo) -> str:

@@ -18,18 +18,20 @@ from metering.core.margin import Margin, margin
 from metering.core.windows import pool_costs
 from metering.delivery.report import Provenance
 from metering.errors import BadInput
-from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Books
-from metering.periods import Period
+from metering.frames import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Books
+from metering.periods import Period, parse_period
 from metering.results import LINE_KEY
 from metering.settings import Settings
+from metering.store.archives import archives
 from metering.store.books import read_catalog
+from metering.store.origins import read_origins
 from metering.store.rollups import (
     read_pool_customer_usage,
     read_pool_usage,
     read_usage,
     read_usage_of,
 )
-from metering.tree import Node
+from metering.tree import Node, total
 from workers.closing import closure_report
 from workers.reports import known
 
@@ -43,11 +45,12 @@ _NAMED_MAX: Final = 12
 
 @dataclass(frozen=True)
 class Explanation:
-    """A tree and what it stands on."""
+    """A tree and what it stands on; `batches`: of the events behind it, counted, where they were asked for."""
 
     tree: Node
     provenance: Provenance
     title: str
+    batches: Node | None = None
 
 
 def parse_cell(words: Sequence[str], names: Sequence[str], default: str) -> tuple[dict[str, str | None], str]:
@@ -225,7 +228,36 @@ def explained(
     }.get(report)
     if explain is None:
         raise BadInput(f"explain '{report}': give one of {', '.join(REPORTS)}")
-    return explain(connection, settings, words, period, as_of)
+    found = explain(connection, settings, words, period, as_of)
+    if not batches:
+        return found
+    return replace(found, batches=_batches(connection, found.provenance, words))
+
+
+def _batches(connection: Connection, provenance: Provenance, words: Sequence[str]) -> Node:
+    """The events behind a cell by intake and batch; a day that the cell names is that day alone."""
+    where, _ = parse_cell(words, (*LINE_KEY, "dimension", "supplier", "currency", "term"), "")
+    about = {name: value for name, value in where.items() if name in DIMENSIONS}
+    cut = provenance.cut
+    if where.get("day") is not None:
+        cut = parse_period(str(where["day"])).cut_at(cut.until)
+    found = read_origins(connection, cut.start, cut.until, provenance.watermark_id, about)
+    intakes: dict[str, list[Node]] = {}
+    for one in found:
+        intake = one.kind if one.topic is None else f"{one.topic} partition {one.partition}"
+        offsets = f"offsets {one.first_offset:,} to {one.next_offset - 1:,}" if one.topic is not None else ""
+        facts = {**vars(one)}
+        leaf = Node(f"batch {one.batch_id}", one.events, 1, "events", offsets, facts=facts)
+        intakes.setdefault(intake, []).append(leaf)
+    parts = [total(name, batches, 1, "events") for name, batches in intakes.items()]
+    about_what = " ".join(f"{name}={value or '-'}" for name, value in about.items())
+    archived = [
+        f"{one.day}" for one in archives(connection) if cut.start.date() <= one.day < cut.until.date()
+    ]
+    how = f"of {about_what}, compensating entries included"
+    if archived:
+        how += f"; archived, and not looked through: {', '.join(archived)}"
+    return total("events in the ledger", parts, 1, "events", how)
 
 
 def explain_capacity_cell(

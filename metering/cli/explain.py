@@ -29,7 +29,8 @@ def explain(
     batches: Annotated[
         bool,
         typer.Option(
-            "--batches", help="Also the batches that the usage came from: topic, partition, offsets."
+            "--batches",
+            help="Also the batches that the usage came from: topic, partition, offsets. Reads the ledger.",
         ),
     ] = False,
     form: Annotated[str, typer.Option("--format", metavar="text|json", help="What to write.")] = "text",
@@ -56,10 +57,11 @@ def explain(
     with database_errors(), reading(settings()) as connection:
         found = explained(connection, settings(), report, words, span, as_of, batches=batches)
     if form == "json":
-        typer.echo(trees.to_json(found.tree, found.provenance, report, " ".join(words)), nl=False)
+        text = trees.to_json(found.tree, found.provenance, report, " ".join(words), found.batches)
+        typer.echo(text, nl=False)
         return
     width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    typer.echo(trees.to_text(found.tree, found.provenance, found.title, width), nl=False)
+    typer.echo(trees.to_text(found.tree, found.provenance, found.title, width, found.batches), nl=False)
 
 
 def mount(root: typer.Typer) -> None:

@@ -142,6 +142,9 @@ class _Explained:
         return row["document"] or str(row["what"]).replace("_", " ")
 
     def _document(self, row: Mapping[str, Any]) -> Node:
+        amount = decimal_to_quanta(row["billed_here"])
+        if row["document"] is None:  # what no document says
+            return Node(self._named(row), amount, MONEY_PER, self.cell.currency)
         posted = pl.col("posted_month").is_between(
             pl.lit(self.asked.start.date()), pl.lit(self.asked.until.date()), closed="left"
         )
@@ -163,7 +166,6 @@ class _Explained:
             )
             for line in lines.iter_rows(named=True)
         ]
-        amount = decimal_to_quanta(row["billed_here"])
         return Node(self._named(row), amount, MONEY_PER, self.cell.currency, "", tuple(nodes))
 
     def _prepaid(self, row: Mapping[str, Any]) -> Node:

@@ -17,11 +17,13 @@ _SHOWN_MAX: Final = 24
 _INDENT: Final = 2
 
 
-def to_text(tree: Node, provenance: Provenance, title: str, width: int) -> str:
+def to_text(tree: Node, provenance: Provenance, title: str, width: int, batches: Node | None = None) -> str:
     """The tree as lines of at most `width`: name and amount, and below it, indented, how it was computed."""
     width = max(width, WIDTH_MIN)
-    lines = [title, provenance.caption(), ""]
-    lines += _lines(tree, 0, max(width, WIDTH_MIN))
+    caption = textwrap.wrap(provenance.caption(), width)
+    lines = [*textwrap.wrap(printable(title), width), *caption, "", *_lines(tree, 0, width)]
+    if batches is not None:
+        lines += ["", *_lines(batches, 0, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -65,7 +67,7 @@ def _amount(node: Node) -> str:
     return f"{node.value:,.3f}"
 
 
-def to_json(tree: Node, provenance: Provenance, report: str, cell: str) -> str:
+def to_json(tree: Node, provenance: Provenance, report: str, cell: str, batches: Node | None = None) -> str:
     """The whole tree: amounts as text with all places, each node with how, facts, children and made_of."""
     cut, known = provenance.cut, provenance.complete_until
     head = {
@@ -81,7 +83,8 @@ def to_json(tree: Node, provenance: Provenance, report: str, cell: str) -> str:
         "catalog_revision": provenance.catalog_revision,
         "program_version": provenance.program_version,
     }
-    return json.dumps({**head, "tree": _object(tree)}, ensure_ascii=False, indent=1) + "\n"
+    body = {"tree": _object(tree)} | ({"batches": _object(batches)} if batches is not None else {})
+    return json.dumps({**head, **body}, ensure_ascii=False, indent=1) + "\n"
 
 
 def _object(node: Node) -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""`metering explain` and `report bridge` on a real ledger: the tree of a cell is the cell, and says where it is from."""
+
+import json
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from metering.cli import closing, reports
+from metering.cli import explain as explaining
+from metering.errors import BadInput
+from metering.settings import Settings
+from metering.store.postgres import connect
+from tests.ledger_builder import Event, Ledger
+from tests.test_report_commands import CATALOG, apply
+from workers.fold import pin
+
+Run = Callable[..., Result]
+FEE = "\n    fees: [{fee: plan, amount_per_month: 30, currency: USD}]\ncapacity_contracts:"
+
+
+@pytest.fixture
+def ledger(settings: Settings, tmp_path: Path) -> Iterator[Ledger]:
+    """Two days of a catalog with a fee, in two partitions; complete to 20:45 of the second."""
+    apply(settings, tmp_path / "catalog", CATALOG.replace("\ncapacity_contracts:", FEE))
+    made = Ledger(settings)
+    pooled = {"pool": "block", "ran_on": "pool"}
+    for partition in (0, 1):
+        made.batch(
+            made.intake(partition, seen_until="2026-11-21T21:02:30"),
+            [
+                Event("2026-11-20T10:00:00", (1_000_000, 60), **pooled),
+                Event("2026-11-21T10:00:00", (1_000_000, 70), **pooled),
+                Event("2026-11-21T11:00:00", (500_000, 5), model="small", **pooled),
+                Event("2026-11-21T10:00:10", (7, 3), customer="mystery-co", **pooled),
+            ],
+            until="2026-11-21T21:02:30",
+        )
+    with connect(settings, "fold") as connection:
+        pin(connection, settings, "test")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process with the settings of this test."""
+    for name, value in environment.items():
+        if name.startswith("METERING_"):
+            monkeypatch.setenv(name, value)
+    root = typer.Typer()
+    reports.mount(root)
+    closing.mount(root)
+    explaining.mount(root)
+
+    def invoke(*arguments: str, fails: bool = False) -> Result:
+        result = CliRunner().invoke(root, arguments)
+        if not fails:
+            assert result.exception is None, result.exception
+        return result
+
+    return invoke
+
+
+def checked(tree: dict[str, Any]) -> int:
+    """How many nodes a tree has; each with children is their sum."""
+    children = tree.get("children", [])
+    amount, *parts = (Decimal(node["amount"]) for node in (tree, *children))
+    assert not parts or amount == sum(parts), tree
+    return 1 + sum(map(checked, children))
+
+
+def test_every_cell_is_the_report_and_a_cell_that_is_not_there_says_what_is(
+    settings: Settings, ledger: Ledger, run: Run
+) -> None:
+    def rows(*arguments: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(run("report", *arguments, "--format", "json").stdout)["rows"]
+        return found
+
+    def tree(*arguments: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(run("explain", *arguments, "--format", "json").stdout)
+        assert checked(found["tree"])
+        return found
+
+    period = ("--period", "2026-11")
+    [acme] = [row for row in rows("margin", *period) if row["customer"] == "acme"]
+    for column in ("margin", "charge", "fee", "cost", "cost_loaded", "requests"):
+        assert tree("margin", "customer=acme", column, *period)["tree"]["amount"] == str(acme[column]), column
+    [block] = rows("capacity", "--period", "2026-11-21")
+    for column in ("idle", "served", "burn", "overrun"):
+        found = tree("capacity", "pool=block", column, "--day", "2026-11-21")["tree"]
+        assert Decimal(found["amount"]) == Decimal(block[column]), column
+    for column in ("recognised_cost", "idle_cost"):
+        assert tree("capacity", "pool=block", column, *period)["tree"]["unit"] == "USD"
+    for row in rows("closure", *period):
+        words = [f"term={row['term']}", *([f"kind={row['kind']}"] if row["kind"] else [])]
+        assert tree("closure", *words, *period)["tree"]["amount"] == row["usage"], row
+    # as of a watermark: the same bytes whatever comes later
+    whole = ("explain", "margin", "customer=acme", "charge", *period, "--as-of", "1", "--batches")
+    before = run(*whole).stdout
+    assert "5,000,000 x 3 per million, book standard (revision 1, catalog.yaml:" in before
+    assert "events partition 1 " in before
+    assert "offsets" in before
+    assert max(map(len, before.splitlines())) <= 100
+    batches = json.loads(run(*whole, "--format", "json").stdout)["batches"]
+    assert batches["amount"] == "6"
+    assert checked(batches) == 5
+    ledger.batch(ledger.intake(2), [Event("2026-11-21T10:00:00", (9, 9))])
+    assert run(*whole).stdout == before
+    for words, says in (
+        (("margin", "customer=acne"), "there are acme"),
+        (("margin", "custmer=acme"), "a cell has no custmer; it is about any of day, line, customer"),
+        (("margin", "product=x"), "there are -, chat"),
+        (("margin", "cots"), "margin has no column 'cots'"),
+        (("margin", "customer=acme", "cost", "fee"), "a cell has one column"),
+        (
+            ("margin", "line=fee", "product=chat"),
+            "'product=chat': margin has no such line in 2026-11; there are -",
+        ),
+        (("margin", "line=fee", "kind=paying", "product=-", "segment=x"), "there are startup"),
+        (("capacity", "pool=b"), "there are block"),
+        (("capacity", "idle"), "pool=NAME; there are block"),
+        (("closure", "term=idl"), "there are customers, idle"),
+        (("closure", "supplier=x"), "there are supplier=northstar currency=USD"),
+        (("now",), "give one of margin, capacity, closure"),
+    ):
+        found = run("explain", *words, *period, fails=True)
+        assert isinstance(found.exception, BadInput), found.exception
+        assert says in str(found.exception)
+
+
+def test_a_bridge_ends_at_the_margins_and_names_what_moved_them(ledger: Ledger, run: Run) -> None:
+    days = ("--from", "2026-11-20", "--to", "2026-11-21")
+    found = json.loads(run("report", "bridge", *days, "--format", "json").stdout)
+    terms = {row["term"]: row for row in found["rows"]}
+    first, *moved, last = (Decimal(row["margin"]) for row in found["rows"])
+    assert first + sum(moved) == last
+    # 3,000,150 tokens after 2,000,120: 6.00 of input and 0.0018 of output x 1,000,030 / 2,000,120
+    assert terms["volume"]["revenue"] == "3.000809978400"
+    assert any("what moved it most: " in note for note in found["notes"])
+    assert json.loads(run("report", "bridge", *days, "--customer", "acme", "--format", "json").stdout)["rows"]
+    assert run("report", "bridge", *days, "--segment", "startup", "--by", "customer").stdout
+    for words, says in (
+        (("--customer", "acne"), "there are acme"),
+        (("--segment", "nobody"), "there are startup"),
+        (("--by", "product"), "give any of term, customer"),
+    ):
+        refused = run("report", "bridge", *days, *words, fails=True)
+        assert isinstance(refused.exception, BadInput)
+        assert says in str(refused.exception)
