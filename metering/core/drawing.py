@@ -118,31 +118,31 @@ def draw_contracts(
         pl.col("quarter_start").alias("slice_start"),
     )
     counted = _counted(lines, gross, terms)
-    units = draw_down(_tranches(terms, counted=True), _eligible(counted, "quantity"), until)
+    in_units = _eligible(counted, "quantity")
+    units = draw_down(_tranches(terms, counted=True), in_units, until)
     lines = _with(lines, _covered(units.drawn, counted, terms), "_covered")
     money = lines.filter(pl.col("line") == "usage").with_columns(
         _holder("contract", "currency"), (pl.col("net") - pl.col("_covered")).alias("amount")
     )
-    spent = draw_down(_tranches(terms, counted=False), _eligible(money, "amount"), until)
+    committed = money.join(terms, on="holder", how="semi")
+    in_money = _eligible(committed, "amount")
+    spent = draw_down(_tranches(terms, counted=False), in_money, until)
     ahead = spent.drawn.join(_about(terms), on=["holder", "commitment"], validate="m:1").filter(
         pl.col("paid") == "ahead"
     )
     lines = _with(lines, ahead, "_ahead", value="amount").with_columns(
         (pl.col("_covered") + pl.col("_ahead")).alias("drawdown")
     )
-    both = [(units, counted, "quantity"), (spent, money, "net")]
+    both = [(units, counted, "quantity"), (spent, committed, "net")]
     premium, unpriced = _premium(both, terms, gross, series, books)
     lines = _with(lines, premium, "overage_premium")
     lines = lines.with_columns((pl.col("net") + pl.col("top_up") - pl.col("drawdown")).alias("left"))
-    creditable = _eligible(lines.with_columns(_holder("contract", "currency")), "left")
+    granted = books.credit_grants.select("contract").unique()
+    creditable = _left_to_pay(lines, granted)
     grants = []
     for kind, into in (("promotional", "promotional_credit"), ("prepaid", "prepaid_credit")):
         said = _since(books.credit_grants.filter(pl.col("kind") == kind), spans)
-        paid = draw_down(
-            grant_tranches(said),
-            _eligible(lines.with_columns(_holder("contract", "currency")), "left"),
-            until,
-        )
+        paid = draw_down(grant_tranches(said), _left_to_pay(lines, granted), until)
         grants.append(_granted(said, paid.tranches))
         of = said.select(_holder("contract", "currency"), "contract").unique()
         lines = _with(
@@ -156,7 +156,7 @@ def draw_contracts(
         TRANCHES_DRAWN.conform(of_tranches),
         GRANTS_DRAWN.conform(of_grants),
         terms,
-        ELIGIBLE.conform(pl.concat([_eligible(counted, "quantity"), _eligible(money, "amount")])),
+        pl.concat([in_units, in_money]),
         creditable,
         unpriced,
     )
@@ -218,6 +218,12 @@ def _about(terms: pl.DataFrame) -> pl.DataFrame:
 
 def _eligible(rows: pl.DataFrame, amount: str) -> pl.DataFrame:
     return ELIGIBLE.conform(rows.filter(pl.col(amount) != 0).select(*_LINE, pl.col(amount).alias("amount")))
+
+
+def _left_to_pay(lines: pl.DataFrame, granted: pl.DataFrame) -> pl.DataFrame:
+    """commitments.ELIGIBLE of contracts with credits, by contract and currency."""
+    mine = lines.join(granted, on="contract", how="semi")
+    return _eligible(mine.with_columns(_holder("contract", "currency")), "left")
 
 
 def _counted(lines: pl.DataFrame, gross: pl.DataFrame, terms: pl.DataFrame) -> pl.DataFrame:
