@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 
 import pytest
@@ -92,10 +92,12 @@ def test_where_customers_stand_at_the_cut(ledger: Ledger, run: Run, tmp_path: Pa
     assert Decimal(commitment["shortfall_projected"]) == 0
     assert (entitlement["name"], entitlement["measure"], terms["contract"]) == (
         "block all",
-        "burn units",
+        "accelerator",
         "try-out",
     )
-    assert Decimal(entitlement["drawn"]) == 30
+    # 30 of 50 units of burn in one minute of all the minutes before the cut
+    average = Decimal(30) / (50 * (20 * 96 + 83) * 15)
+    assert Decimal(entitlement["drawn"]) == average.quantize(Decimal("1e-12"), ROUND_FLOOR)
     assert run("report", "contracts", *asked).stdout.count("block") == 2
     assert json.loads(run("report", "contracts", *asked, "--format", "json").stdout) == read
     file = tmp_path / "contracts.parquet"

@@ -146,6 +146,8 @@ def _short(rows: pl.DataFrame, settings: Settings) -> list[str]:
     short = rows.filter((pl.col("shortfall_projected") > 0) & (pl.col("state") == "open"))
     for row in short.iter_rows(named=True):
         fee = "" if row["shortfall_fee"] is None else f", which costs {money(row['shortfall_fee'])}"
+        if row["paid"] == "ahead":
+            fee = ", paid ahead and lost"
         notes.append(
             f"{row['customer']}, {row['name']} until {instant(row['effective_until'])}: at the present rate "
             f"{money(row['shortfall_projected'])} {row['measure']} short{fee}"

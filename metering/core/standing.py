@@ -18,7 +18,8 @@ from metering.money import MONEY, RATIO, from_quanta, to_quanta
 from metering.periods import DAY, QUARTER, Period
 
 #: One row per tranche of a customer's commitment and per amount that rolled over from one, per entitlement, and
-#: per contract that has neither. Amounts are in `measure`: a currency, units of meters, or burn of a pool.
+#: per contract that has neither. Amounts are in `measure`: a currency, units of meters, or units of a pool (on
+#: average over the minutes of the period).
 CONTRACT_STANDING: Final = Frame(
     "CONTRACT_STANDING",
     {
@@ -345,19 +346,23 @@ def _going_on(
 
 
 def _entitlements(used: pl.DataFrame, books: Books, until: datetime) -> pl.DataFrame:
-    """Entitlements in force at the cut or before it, with what of them was used, in burn units."""
+    """Entitlements in units of their pool, and what of them was used: on average over the minutes of the period."""
     by = ["customer", "pool", "dimension"]
     said = (
         books.entitlements.filter(pl.col("effective_from") < pl.lit(until, dtype=INSTANT))
         .sort("effective_from")
         .group_by(by, maintain_order=True)
-        .agg(pl.col("contract", "effective_from", "effective_until").last())
+        .agg(pl.col("contract", "units", "effective_from", "effective_until").last())
+        .join(
+            books.pools.select("pool", pl.col("unit").alias("measure")), on="pool", how="left", validate="m:1"
+        )
     )
-    rows = used.filter(pl.col("entitlement").is_not_null()).join(said, on=by, validate="1:1")
+    rows = used.filter(pl.col("entitlement") > 0).join(said, on=by, validate="1:1")
 
-    def units(burn: str) -> pl.Expr:
-        return from_quanta(pl.col(burn) * _UNITS // pl.col("denominator").cast(SUM))
+    def units(burn: pl.Expr) -> pl.Expr:
+        return from_quanta(to_quanta(pl.col("units")) * burn // pl.col("entitlement"))
 
+    taken = pl.col("entitlement_used")
     return rows.select(
         "customer",
         "contract",
@@ -365,15 +370,11 @@ def _entitlements(used: pl.DataFrame, books: Books, until: datetime) -> pl.DataF
         (pl.col("pool") + " " + pl.col("dimension")).alias("name"),
         "effective_from",
         "effective_until",
-        pl.lit("burn units").alias("measure"),
-        units("entitlement").alias("committed"),
-        units("entitlement_used").alias("drawn"),
-        from_quanta(
-            (pl.col("entitlement") - pl.col("entitlement_used")) * _UNITS // pl.col("denominator").cast(SUM)
-        ).alias("remaining"),
-        from_quanta(
-            (pl.col("burn") - pl.col("entitlement_used")) * _UNITS // pl.col("denominator").cast(SUM)
-        ).alias("overage"),
+        pl.col("measure").fill_null("units"),
+        pl.col("units").alias("committed"),
+        units(taken).alias("drawn"),
+        (pl.col("units") - units(taken)).alias("remaining"),
+        units(pl.col("burn") - taken).alias("overage"),
         pl.col("entitlement_used_ratio").alias("pace_ratio"),
         _days_left(until),
     )

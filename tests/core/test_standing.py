@@ -99,7 +99,7 @@ def test_units_and_entitlements_are_told_in_their_own_measure_and_every_contract
         """
         customer | what        | name      | measure       | committed | drawn     | remaining | overage | pace_ratio
         acme     | commitment  | tokens    | output_tokens | 6_000_000 | 3_000_000 | 3_000_000 |       0 | 1
-        acme     | entitlement | block all | burn units    |        50 |        30 |        20 |      15 | 0.6
+        acme     | entitlement | block all | units         |         2 |       1.2 |       0.8 |     0.6 | 0.6
         plain    | terms       | -         | -             |         - |         - |         - |       - | -
         """,
     )
