@@ -230,7 +230,11 @@ def _by_rules(asked: pl.DataFrame, books: Books) -> pl.DataFrame:
     asked = asked.join(price, on="rule", how="left", validate="m:1").with_columns(
         pl.when(plain).then(pl.col("_price")).alias("_price")
     )
-    about = (pl.col("quantity").cast(pl.Float64) * pl.col("_price").cast(pl.Float64)).fill_null(0)
+    moved = (pl.col("charged_after") - pl.col("charged_position")).cast(pl.Float64)
+    each = pl.coalesce(
+        pl.col("_price").cast(pl.Float64), moved / pl.when(some).then(counted).cast(pl.Float64)
+    )
+    about = (pl.col("quantity").cast(pl.Float64) * each).fill_null(0)
     refuse_beyond(asked.with_columns(about.alias("amount_about")), "amount_about", 2 * _QUANTA_MAX, BEYOND)
     exact = pl.col("quantity") * pl.col("_price")
     return asked.with_columns(pl.coalesce(exact, pl.when(some).then(share).otherwise(_ZERO)).alias("gross"))
