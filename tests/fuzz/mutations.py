@@ -90,6 +90,16 @@ TEXTS = (
     ),
     *("inference.heartbeat.v1", "1.0", "1", "pool", "overflow", "on_demand", "POOL", "inclusive", "disjoint"),
     *("provider", "estimated", "partial", "charge", "both", "customer_limit", "pool_full", "retry", "refund"),
+    *(
+        "anthropic_messages",
+        "openai_chat",
+        "gemini",
+        "bedrock_converse",
+        "otel_genai",
+        "AUDIO",
+        "IMAGE",
+        "5m",
+    ),
     *("acme", "gateway-1", "null", "true", "\ud7ff\ue000", "\ufffe", "\x7f\x80"),
 )
 IDS = (
@@ -172,6 +182,15 @@ NAMES = (
         "sequence",
         "complete_until",
     ),
+    *("usage_format", "service_tier", "serviceTier", "modelVersion", "tool_calls", "audio_input_tokens"),
+    *(
+        "cache_creation",
+        "prompt_tokens_details",
+        "completion_tokens_details",
+        "promptTokensDetails",
+        "total_tokens",
+    ),
+    *("totalTokenCount", "thoughtsTokenCount", "cacheDetails", "gen_ai.usage.cache_read.input_tokens"),
     *("", "ID", "id ", "\0", "\u00e9", "__proto__"),
 )
 
@@ -262,7 +281,7 @@ def _odd(chance: random.Random, key: Any) -> Any:
             return chance.choice(TIMES)
         if key == "id":
             return chance.choice(IDS)
-        if str(key).endswith(("_tokens", "_ms", "attempt", "sequence")):
+        if str(key).endswith(("_tokens", "Tokens", "TokenCount", "tokenCount", "_ms", "attempt", "sequence")):
             return chance.choice((0, 1, 100, 4062, 2**31 - 1, 2**31, -1, 2**63, 128_000, 128_001, None))
         if key == "billable":
             return chance.choice((True, False, None))

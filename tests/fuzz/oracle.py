@@ -70,8 +70,66 @@ _COUNTS = frozenset(
         "cache_write_5m_tokens",
         "cache_write_1h_tokens",
         "reasoning_tokens",
+        "audio_input_tokens",
+        "audio_output_tokens",
+        "image_input_tokens",
+        "image_output_tokens",
+        "tool_calls",
     ]
 )
+#: What each provider's usage holds; inside are objects, or lists of them.
+_INSIDE_INPUT = dict.fromkeys(
+    ("cached_tokens", "cache_write_tokens", "text_tokens", "audio_tokens", "image_tokens")
+)
+_INSIDE_OUTPUT = dict.fromkeys(
+    (
+        *("reasoning_tokens", "text_tokens", "audio_tokens", "image_tokens"),
+        *("accepted_prediction_tokens", "rejected_prediction_tokens"),
+    )
+)
+_KINDS_OF_TOKENS = dict.fromkeys(("modality", "tokenCount"))
+FORMATS: dict[str, dict[str, Any]] = {
+    "anthropic_messages": {
+        **dict.fromkeys(("input_tokens", "output_tokens", "service_tier")),
+        **dict.fromkeys(("cache_read_input_tokens", "cache_creation_input_tokens")),
+        "cache_creation": dict.fromkeys(("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")),
+        "server_tool_use": dict.fromkeys(("web_search_requests", "web_fetch_requests")),
+    },
+    "openai_chat": {
+        **dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens")),
+        "prompt_tokens_details": _INSIDE_INPUT,
+        "completion_tokens_details": _INSIDE_OUTPUT,
+    },
+    "openai_responses": {
+        **dict.fromkeys(("input_tokens", "output_tokens", "total_tokens")),
+        "input_tokens_details": _INSIDE_INPUT,
+        "output_tokens_details": _INSIDE_OUTPUT,
+    },
+    "gemini": {
+        **dict.fromkeys(("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")),
+        **dict.fromkeys(("cachedContentTokenCount", "toolUsePromptTokenCount", "totalTokenCount")),
+        "promptTokensDetails": _KINDS_OF_TOKENS,
+        "cacheTokensDetails": _KINDS_OF_TOKENS,
+        "toolUsePromptTokensDetails": _KINDS_OF_TOKENS,
+        "candidatesTokensDetails": _KINDS_OF_TOKENS,
+    },
+    "bedrock_converse": {
+        **dict.fromkeys(("inputTokens", "outputTokens", "totalTokens")),
+        **dict.fromkeys(("cacheReadInputTokens", "cacheWriteInputTokens")),
+        "cacheDetails": dict.fromkeys(("ttl", "inputTokens")),
+    },
+    "otel_genai": {
+        **{
+            f"gen_ai.usage.{name}_tokens": None
+            for name in (
+                *("input", "output", "cache_read.input", "cache_write.input", "cache_creation.input"),
+                "reasoning.output",
+            )
+        },
+        **dict.fromkeys(("gen_ai.response.model", "openai.response.service_tier")),
+    },
+}
+_BESIDE = frozenset(("model", "modelVersion", "service_tier", "serviceTier", "tool_calls"))
 _DATA = {
     "inference.usage.v1": frozenset(
         [
@@ -90,6 +148,7 @@ _DATA = {
             "project",
             "seat",
             "usage_convention",
+            "usage_format",
             "usage",
             "usage_source",
             "duration_ms",
@@ -260,10 +319,30 @@ def _listed(plain: Any) -> Any:
     data = kept.get("data")
     if isinstance(data, dict):
         names = _DATA.get(str(plain.get("type")), frozenset())
+        format_ = data.get("usage_format") if "usage_format" in names else None
+        known = FORMATS.get(format_) if isinstance(format_, str) else None
+        if known is not None:
+            names |= _BESIDE
         kept["data"] = data = {name: value for name, value in data.items() if name in names}
-        if isinstance(data.get("usage"), dict):
+        if isinstance(data.get("serviceTier"), dict):
+            data["serviceTier"] = _known(data["serviceTier"], {"type": None})
+        if known is not None:
+            data["usage"] = _known(data.get("usage"), known)
+        elif isinstance(data.get("usage"), dict):
             data["usage"] = {name: value for name, value in data["usage"].items() if name in _COUNTS}
     return kept
+
+
+def _known(value: Any, names: dict[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_known(one, names) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: _known(inner, names[name]) if names[name] else inner
+        for name, inner in value.items()
+        if name in names
+    }
 
 
 def _no_constant(name: str) -> Any:
@@ -363,6 +442,30 @@ class _Reader:
             return None
         return value
 
+    def kind(self, name: str) -> str | None:
+        """A text whose size nobody minds."""
+        value = self._given(name, False)
+        if value is not None and not isinstance(value, str):
+            self._codes.add("wrong_type")
+            return None
+        return value
+
+    def maybe(self, name: str) -> "_Reader":
+        """An object that may be left out."""
+        return self.inner(name) if self.found.get(name) is not None else _Reader({}, self._codes)
+
+    def several(self, name: str) -> "list[_Reader]":
+        """A list of objects that may be left out."""
+        value = self._given(name, False)
+        if value is not None and not isinstance(value, list):
+            self._codes.add("wrong_type")
+        found = []
+        for one in value if isinstance(value, list) else []:
+            if not isinstance(one, dict):
+                self._codes.add("missing_field" if one is None else "wrong_type")
+            found.append(_Reader(one if isinstance(one, dict) else {}, self._codes))
+        return found
+
     def inner(self, name: str) -> "_Reader":
         value = self._given(name, True)
         if value is not None and not isinstance(value, dict):
@@ -441,6 +544,14 @@ def _usage(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
     request_id = data.text("request_id", required=True)
     attempt = data.number("attempt", least=1, most=32_767)
     provider = data.text("provider", required=True)
+    format_ = data.found.get("usage_format")
+    if format_ is not None and not isinstance(format_, str):
+        codes.add("wrong_type")
+    elif format_ is not None and format_ not in FORMATS:
+        codes.add("value_unknown")
+    elif format_ is not None:
+        data = _Reader(dict(data.found), codes)
+        meters = _provided(format_, data, codes)
     model = data.text("model_served", required=True)
     tier = data.text("tier_served", required=True)
     product, tier_sold, region = (data.text(name) for name in ("product", "tier_sold", "region"))
@@ -454,29 +565,15 @@ def _usage(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
     reason = data.word("nonbillable_reason", ("retry", "failure", "refund", "internal", "test", "other"))
     if (billable is False) != (reason is not None):
         codes.add("reason_contradicts")
-    convention = data.word("usage_convention", ("inclusive", "disjoint"), required=True)
+    convention = data.word("usage_convention", ("inclusive", "disjoint"), required=format_ is None)
     usage_source = data.word("usage_source", ("provider", "estimated", "partial"))
     duration = data.number("duration_ms")
     accelerator = data.number("accelerator_ms") or 0
-    counts = data.inner("usage")
-    given = counts.number("input_tokens", required=True)
-    output = counts.number("output_tokens", required=True)
-    read = counts.number("cache_read_tokens") or 0
-    short, long = counts.number("cache_write_5m_tokens"), counts.number("cache_write_1h_tokens")
-    unsplit = counts.number("cache_write_tokens")
-    reasoning = counts.number("reasoning_tokens") or 0
-    if short is None and long is None:
-        short, long = unsplit or 0, 0
-    else:
-        short, long = short or 0, long or 0
-        if unsplit is not None and unsplit != short + long:
-            codes.add("counts_contradict")
-    uncached, visible = given or 0, output or 0
-    if convention == "inclusive":
-        uncached, visible = uncached - read - short - long, visible - reasoning
-        if uncached < 0 or visible < 0:
-            codes.add("counts_contradict")
-    total = uncached + read + short + long
+    if format_ is None:
+        meters = _counted(data.inner("usage"), convention, codes)
+    elif not isinstance(format_, str) or format_ not in FORMATS:
+        meters = {}
+    total = sum(meters.get(name, 0) for name in _INPUT)
     return {
         "customer": customer,
         "request_id": request_id,
@@ -498,14 +595,218 @@ def _usage(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
         "context_breakpoint": max(
             edge for edge in (0, 128_000, 200_000, 256_000, 272_000, 512_000) if edge == 0 or total > edge
         ),
+        **meters,
+        "accelerator_ms": accelerator,
+    }
+
+
+_INPUT = (
+    *("uncached_input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens"),
+    *("audio_input_tokens", "image_input_tokens"),
+)
+
+
+def _counted(counts: _Reader, convention: str | None, codes: set[str]) -> dict[str, int]:
+    """The meters of counts by one of the two conventions."""
+    given = counts.number("input_tokens", required=True)
+    output = counts.number("output_tokens", required=True)
+    read = counts.number("cache_read_tokens") or 0
+    short, long = counts.number("cache_write_5m_tokens"), counts.number("cache_write_1h_tokens")
+    unsplit = counts.number("cache_write_tokens")
+    reasoning = counts.number("reasoning_tokens") or 0
+    if short is None and long is None:
+        short, long = unsplit or 0, 0
+    else:
+        short, long = short or 0, long or 0
+        if unsplit is not None and unsplit != short + long:
+            codes.add("counts_contradict")
+    further = {
+        name: counts.number(name) or 0
+        for name in (
+            *("audio_input_tokens", "audio_output_tokens", "image_input_tokens", "image_output_tokens"),
+            "tool_calls",
+        )
+    }
+    uncached, visible = given or 0, output or 0
+    if convention == "inclusive":
+        uncached -= read + short + long + further["audio_input_tokens"] + further["image_input_tokens"]
+        visible -= reasoning + further["audio_output_tokens"] + further["image_output_tokens"]
+        if uncached < 0 or visible < 0:
+            codes.add("counts_contradict")
+    return {
         "uncached_input_tokens": uncached,
         "cache_read_tokens": read,
         "cache_write_5m_tokens": short,
         "cache_write_1h_tokens": long,
         "output_tokens": visible,
         "reasoning_tokens": reasoning,
-        "accelerator_ms": accelerator,
+        **further,
     }
+
+
+def _provided(format_: str, data: _Reader, codes: set[str]) -> dict[str, int]:
+    """The meters of a provider's usage; the model and tier that it served go into `data` where they lack."""
+    usage = data.inner("usage")
+    tools = data.number("tool_calls")
+    model, version, tier = (data.kind(name) for name in ("model", "modelVersion", "service_tier"))
+    beside = data.found.get("serviceTier")
+    if isinstance(beside, dict):
+        beside = _Reader(beside, codes).kind("type")
+    elif beside is not None:
+        beside = data.kind("serviceTier")
+    found = dict.fromkeys((*_INPUT, "output_tokens", "reasoning_tokens"), 0)
+    found |= dict.fromkeys(("audio_output_tokens", "image_output_tokens", "tool_calls"), 0)
+    own_model = own_tier = None
+    wholes: list[tuple[int, int]] = []  # what must not be less than what
+
+    def number(reader: _Reader, name: str, required: bool = False) -> int:
+        return reader.number(name, required=required) or 0
+
+    if format_ == "anthropic_messages":
+        own_tier = usage.kind("service_tier")
+        split = usage.maybe("cache_creation")
+        short, long = (split.number(f"ephemeral_{life}_input_tokens") for life in ("5m", "1h"))
+        written = usage.number("cache_creation_input_tokens")
+        if short is None and long is None:
+            short = written
+        elif written is not None and written != (short or 0) + (long or 0):
+            codes.add("counts_contradict")
+        tool = usage.maybe("server_tool_use")
+        number(tool, "web_fetch_requests")
+        found |= {
+            "uncached_input_tokens": number(usage, "input_tokens", True),
+            "output_tokens": number(usage, "output_tokens", True),
+            "cache_read_tokens": number(usage, "cache_read_input_tokens"),
+            "cache_write_5m_tokens": short or 0,
+            "cache_write_1h_tokens": long or 0,
+            "tool_calls": number(tool, "web_search_requests"),
+        }
+    elif format_ in ("openai_chat", "openai_responses"):
+        sides = ("prompt", "completion") if format_ == "openai_chat" else ("input", "output")
+        sent, answered = (number(usage, f"{side}_tokens", True) for side in sides)
+        inside, within = (usage.maybe(f"{side}_tokens_details") for side in sides)
+        of = {name: number(inside, name) for name in _INSIDE_INPUT}
+        out = {name: number(within, name) for name in _INSIDE_OUTPUT}
+        total = usage.number("total_tokens")
+        if total is not None and total != sent + answered:
+            codes.add("counts_contradict")
+        fresh = sent - of["cached_tokens"] - of["cache_write_tokens"]
+        visible = answered - out["reasoning_tokens"] - out["audio_tokens"] - out["image_tokens"]
+        wholes += [(fresh, 0), (sent, of["audio_tokens"] + of["image_tokens"]), (visible, 0)]
+        audio = min(of["audio_tokens"], fresh)
+        image = min(of["image_tokens"], fresh - audio)
+        found |= {
+            "uncached_input_tokens": fresh - audio - image,
+            "cache_read_tokens": of["cached_tokens"],
+            "cache_write_5m_tokens": of["cache_write_tokens"],
+            "audio_input_tokens": audio,
+            "image_input_tokens": image,
+            "output_tokens": visible,
+            "reasoning_tokens": out["reasoning_tokens"],
+            "audio_output_tokens": out["audio_tokens"],
+            "image_output_tokens": out["image_tokens"],
+        }
+    elif format_ == "gemini":
+        prompt = number(usage, "promptTokenCount", True)
+        cached, tool_input = (
+            number(usage, "cachedContentTokenCount"),
+            number(usage, "toolUsePromptTokenCount"),
+        )
+        answered, thoughts = number(usage, "candidatesTokenCount"), number(usage, "thoughtsTokenCount")
+        total = usage.number("totalTokenCount")
+        if total is not None and total != prompt + tool_input + answered + thoughts:
+            codes.add("counts_contradict")
+        kinds: dict[str, tuple[int, int]] = {}
+        for name, whole in (
+            ("promptTokensDetails", prompt),
+            ("cacheTokensDetails", cached),
+            ("toolUsePromptTokensDetails", tool_input),
+            ("candidatesTokensDetails", answered),
+        ):
+            counted = [(one.kind("modality"), number(one, "tokenCount")) for one in usage.several(name)]
+            wholes.append((whole, sum(count for _, count in counted)))
+            kinds[name] = (
+                sum(count for kind, count in counted if kind == "AUDIO"),
+                sum(count for kind, count in counted if kind in ("IMAGE", "VIDEO")),
+            )
+        audio, image = (
+            all_ - read
+            for all_, read in zip(kinds["promptTokensDetails"], kinds["cacheTokensDetails"], strict=True)
+        )
+        fresh = prompt - cached
+        wholes += [(fresh, 0), (audio, 0), (image, 0)]
+        audio = min(audio, fresh)
+        image = min(image, fresh - audio)
+        heard, seen = kinds["toolUsePromptTokensDetails"]
+        spoken, drawn = kinds["candidatesTokensDetails"]
+        found |= {
+            "uncached_input_tokens": fresh - audio - image + tool_input - heard - seen,
+            "cache_read_tokens": cached,
+            "audio_input_tokens": audio + heard,
+            "image_input_tokens": image + seen,
+            "output_tokens": answered - spoken - drawn,
+            "reasoning_tokens": thoughts,
+            "audio_output_tokens": spoken,
+            "image_output_tokens": drawn,
+        }
+    elif format_ == "bedrock_converse":
+        sent, answered = number(usage, "inputTokens", True), number(usage, "outputTokens", True)
+        read, written = number(usage, "cacheReadInputTokens"), usage.number("cacheWriteInputTokens")
+        lives = {"5m": 0, "1h": 0}
+        details = usage.several("cacheDetails")
+        for one in details:
+            life = one.word("ttl", ("5m", "1h"), required=True)
+            count = number(one, "inputTokens", True)
+            if life in lives:
+                lives[life] += count
+        if not details:
+            lives["5m"] = written or 0
+        elif written is not None and written != sum(lives.values()):
+            codes.add("counts_contradict")
+        total = usage.number("totalTokens")
+        if total is not None and total not in (
+            sent + answered,
+            sent + answered + read + sum(lives.values()),
+        ):
+            codes.add("counts_contradict")
+        found |= {
+            "uncached_input_tokens": sent,
+            "output_tokens": answered,
+            "cache_read_tokens": read,
+            "cache_write_5m_tokens": lives["5m"],
+            "cache_write_1h_tokens": lives["1h"],
+        }
+    else:
+        own_model, own_tier = usage.kind("gen_ai.response.model"), usage.kind("openai.response.service_tier")
+        name = "gen_ai.usage.{}_tokens"
+        sent, answered = (number(usage, name.format(side), True) for side in ("input", "output"))
+        read = number(usage, name.format("cache_read.input"))
+        written, older = (usage.number(name.format(f"cache_{word}.input")) for word in ("write", "creation"))
+        if written is not None and older is not None and written != older:
+            codes.add("counts_contradict")
+        written = (older if written is None else written) or 0
+        reasoning = number(usage, name.format("reasoning.output"))
+        wholes += [(sent, read + written), (answered, reasoning)]
+        found |= {
+            "uncached_input_tokens": sent - read - written,
+            "output_tokens": answered - reasoning,
+            "cache_read_tokens": read,
+            "cache_write_5m_tokens": written,
+            "reasoning_tokens": reasoning,
+        }
+    if any(whole < parts for whole, parts in wholes):
+        codes.add("counts_contradict")
+    if tools is not None:
+        found["tool_calls"] = tools
+    if max(found.values()) > LARGEST:
+        codes.add("quantity_out_of_range")
+    for field_, told in {
+        "model_served": (own_model, model, version),
+        "tier_served": (own_tier, tier, beside),
+    }.items():
+        if data.found.get(field_) is None:
+            data.found[field_] = next((one for one in told if one is not None), None)
+    return found
 
 
 def _void(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
