@@ -83,10 +83,15 @@ def profile(
     named = f'"{who.projects[project]}"' if who.projects else NO_TEXT
     source = "gateway/us-east" if region == "us-east" else "gateway/us-west"
     head = f'"source":"{source}","subject":"{who.name}"'
+    # what is resold is passed on as its provider says it: the tier stands in the usage
+    what = (
+        f'"model":"{PRODUCTS[served]}","usage_format":"anthropic_messages"'
+        if product == ATLAS
+        else f'"model_served":"{PRODUCTS[served]}","tier_served":"{tier}","usage_convention":"inclusive"'
+    )
     body = (
         f'"provider":"{provider}","product":"{PRODUCTS[product]}","tier_sold":"{tier}",'
-        f'"model_served":"{PRODUCTS[served]}","tier_served":"{tier}","region":"{region}",'
-        f'"capacity_pool":{pool},"ran_on":"{ran_on}",{billable}{reason},"project":{named},'
-        f'"usage_convention":"inclusive","usage_source":"{"partial" if end == 1 else "provider"}"'
+        f'"region":"{region}","capacity_pool":{pool},"ran_on":"{ran_on}",{billable}{reason},"project":{named},'
+        f'{what},"usage_source":"{"partial" if end == 1 else "provider"}"'
     )
     return head, body

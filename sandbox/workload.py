@@ -262,27 +262,20 @@ class Workload:
             self.request[rows].tolist(),
             self.attempt[rows].tolist(),
             [NO_TEXT if seat < 0 else f'"seat-{seat:03d}"' for seat in self.seat[rows].tolist()],
-            zip(*(column[rows].tolist() for column in counts), strict=True),
+            map(
+                _usage,
+                self.product[rows].tolist(),
+                self.batch[rows].tolist(),
+                zip(*(column[rows].tolist() for column in counts), strict=True),
+            ),
         )
         prefix = f"req-{self.day:%Y%m%d}-"
         return [
             (
                 f'{{"specversion":"1.0","id":"{id_}","type":"inference.usage.v1",{head},"time":"{time}Z","data":'
-                f'{{"request_id":"{prefix}{request}","attempt":{attempt},{body},"seat":{seat},"usage":'
-                f'{{"input_tokens":{sent},"cache_read_tokens":{read},"cache_write_5m_tokens":{short},'
-                f'"cache_write_1h_tokens":{long},"output_tokens":{answered},"reasoning_tokens":{reasoned}}},'
-                f'"duration_ms":{took},"accelerator_ms":{worked}}}}}'
+                f'{{"request_id":"{prefix}{request}","attempt":{attempt},{body},"seat":{seat},{usage}}}}}'
             ).encode()
-            for id_, (head, body), time, request, attempt, seat, (
-                sent,
-                read,
-                short,
-                long,
-                answered,
-                reasoned,
-                took,
-                worked,
-            ) in zip(*columns, strict=True)
+            for id_, (head, body), time, request, attempt, seat, usage in zip(*columns, strict=True)
         ]
 
     def _render_profiles(self) -> None:
@@ -343,6 +336,24 @@ class Workload:
             rejected=dict(sorted(rejected.items())),
             customers=totals,
         )
+
+
+def _usage(product: int, batch: bool, counts: tuple[int, ...]) -> str:
+    """The counts of an event and its times; of what is resold, as its provider reports it."""
+    sent, read, short, long, answered, reasoned, took, worked = counts
+    if product == ATLAS:
+        usage = (
+            f'"input_tokens":{sent - read - short - long},"cache_read_input_tokens":{read},'
+            f'"cache_creation_input_tokens":{short + long},"cache_creation":{{'
+            f'"ephemeral_5m_input_tokens":{short},"ephemeral_1h_input_tokens":{long}}},'
+            f'"output_tokens":{answered},"service_tier":"{"batch" if batch else "standard"}"'
+        )
+    else:
+        usage = (
+            f'"input_tokens":{sent},"cache_read_tokens":{read},"cache_write_5m_tokens":{short},'
+            f'"cache_write_1h_tokens":{long},"output_tokens":{answered},"reasoning_tokens":{reasoned}'
+        )
+    return f'"usage":{{{usage}}},"duration_ms":{took},"accelerator_ms":{worked}'
 
 
 def _complete_ms(arrival: Integers, ended: Integers) -> list[int]:
