@@ -182,11 +182,11 @@ class Raised:
     refused_requests: int
     unestimated: int
 
-    def filled(self, traffic: Traffic, books: Books, period: Period) -> tuple[Filled, Filled]:
-        """The traffic with the extra, lower and upper bound."""
+    def filled(self, pool_usage: pl.DataFrame, books: Books, period: Period) -> tuple[Filled, Filled]:
+        """What becomes of the extra beside the traffic as it settled: lower and upper bound."""
         return (
-            filled(traffic, self.extra.low, books, period),
-            filled(traffic, self.extra.high, books, period),
+            filled(pool_usage, self.extra.low, books, period),
+            filled(pool_usage, self.extra.high, books, period),
         )
 
 
@@ -229,7 +229,7 @@ def raised_limits(
         more.select(*of, "held_by", "window_start"), on=[*of, "held_by", "window_start"], how="semi"
     )
     return Raised(
-        held_back(windows, more, used, books, after, period),
+        held_back(windows, more, used, books, after),
         more.height,
         more.select(*of, "held_by").n_unique(),
         int(said["refused_requests"].sum()),

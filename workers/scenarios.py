@@ -98,14 +98,17 @@ def what_if(
     recorded = Traffic(usage, minutes)
     rest = pool_usage.filter(~pl.col("pool").is_in(minutes["pool"].unique().implode()))
 
-    def computed(traffic: Traffic, of: Books) -> Margin:
+    def computed(traffic: Traffic, of: Books, more: Filled | None = None) -> Margin:
+        parts = [(traffic.usage, traffic.pool_usage(), traffic.minutes)]
+        parts += [] if more is None else [(more.usage, more.pool_usage, more.pool_customer_usage)]
+        by_quarter, by_minute, by_customer = (pl.concat(frames) for frames in zip(*parts, strict=True))
         return margin(
-            traffic.usage,
-            pl.concat([rest, traffic.pool_usage()]),
+            by_quarter,
+            pl.concat([rest, by_minute]),
             of,
             cut,
             settings.reporting_currency,
-            pool_customer_usage=traffic.minutes,
+            pool_customer_usage=by_customer,
             complete_until=complete,
         )
 
@@ -116,10 +119,10 @@ def what_if(
     pools = sorted(set(after.pools["pool"]) | set(books.pools["pool"])) if touched is None else touched
     found = settled(supposed, capacity(pool_usage, base, span), after, span, arrived, pools)
     held = raised_limits(connection, scenario, base, after, provenance)
-    bounds = () if held is None else held.filled(found.traffic, after, cut)
+    bounds = () if held is None else held.filled(found.traffic.pool_usage(), after, cut)
     say("computing what would have been")
-    traffics = [bound.traffic for bound in bounds] or [found.traffic]
-    stuck = {*found.stuck, *(pool for bound in bounds for pool in bound.stuck)}
+    afters = tuple(computed(found.traffic, after, more) for more in bounds or (None,))
+    stuck = {*found.stuck, *(pool for more in bounds for pool in more.stuck)}
     return Compared(
         scenario,
         provenance,
@@ -127,7 +130,7 @@ def what_if(
         after,
         settings.reporting_currency,
         before,
-        tuple(computed(traffic, after) for traffic in traffics),
+        afters,
         tuple(sorted(stuck)),
         tuple(rebuilt),
         held,

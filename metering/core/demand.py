@@ -11,9 +11,20 @@ import polars as pl
 from metering.core.capacity import capacity
 from metering.core.scenario import Traffic, Which, carried, conformed, elsewhere, part_of, scaled
 from metering.core.series import identify
-from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, PRICE_RULES, SUM, SUMS, USAGE, Books
+from metering.frames import (
+    DIMENSIONS,
+    INSTANT,
+    POOL_CUSTOMER_USAGE,
+    POOL_USAGE,
+    PRICE_RULES,
+    SUM,
+    SUMS,
+    USAGE,
+    Books,
+)
 from metering.money import decimal_to_quanta, from_quanta, to_quanta
-from metering.periods import Period
+from metering.periods import DAY, Period
+from metering.results import UTILIZATION
 
 #: What a customer's contracts say, by date: it ends where they do.
 _AGREED: Final = ("contracts", "contract_terms", "fees", "entitlements", "discounts", "limits")
@@ -23,6 +34,7 @@ _WHOLE: Final = ("commitments", "credit_grants")
 _OVERRIDDEN: Final = " for "
 _ONE: Final = 10**12
 _QUANTITIES: Final = tuple(SUMS)
+_MINUTE: Final = 60_000_000
 
 
 # ---- prices --------------------------------------------------------------------------------------------
@@ -234,55 +246,123 @@ def on_plan(books: Books, other: Books, customer: str, since: datetime) -> Books
 
 
 @dataclass(frozen=True)
-class Filled:
-    """What became of extra demand: the traffic with it, and its burn by pool and dimension (numerators).
+class Extra:
+    """Demand that limits held back: so many of every quantity in each minute of [start, until), by series.
 
-    burn: pool, dimension, denominator, extra = filled + spilled. stuck: pools whose excess no provider sells on
-    demand: it stays in the pool, as overrun.
+    steps: series_id, start, until and sums; series: series_id and frames.DIMENSIONS.
     """
 
-    traffic: Traffic
+    steps: pl.DataFrame
+    series: pl.DataFrame
+
+    def within(self, period: Period) -> Traffic:
+        """The demand of a period, in whole quarter hours, as traffic."""
+        start, until = (pl.lit(at).cast(INSTANT) for at in (period.start, period.until))
+        minutes = (
+            self.steps.filter((pl.col("start") < until) & (pl.col("until") > start))
+            .with_columns(
+                pl.max_horizontal("start", start).dt.timestamp("us") // _MINUTE,
+                pl.min_horizontal("until", until).dt.timestamp("us") // _MINUTE,
+            )
+            .with_columns(pl.int_ranges("start", "until").alias("minute"))
+            .explode("minute")
+            .with_columns((pl.col("minute") * _MINUTE).cast(INSTANT).alias("minute"))
+            .drop("start", "until")
+            .join(self.series, on="series_id", validate="m:1")
+        )
+        quarter = pl.col("minute").dt.truncate("15m").alias("quarter_start")
+        usage = minutes.group_by(quarter, *DIMENSIONS).agg(pl.col(*_QUANTITIES).sum())
+        meant = minutes.filter(pl.col("pool").is_not_null()).select(list(POOL_CUSTOMER_USAGE.columns))
+        return conformed(usage.select(list(USAGE.columns)), meant)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What became of extra demand: its usage (frames.USAGE), its minutes (frames.POOL_USAGE), and of those by customer
+    (frames.POOL_CUSTOMER_USAGE) the pools in which somebody is entitled to units. Rows of one key may be split.
+
+    burn: pool, dimension, denominator, extra = filled + spilled (numerators). stuck: pools whose excess no provider
+    sells on demand: it stays in the pool, as overrun.
+    """
+
+    usage: pl.DataFrame
+    pool_usage: pl.DataFrame
+    pool_customer_usage: pl.DataFrame
     burn: pl.DataFrame
     stuck: tuple[str, ...]
 
 
-def filled(traffic: Traffic, extra: Traffic, books: Books, period: Period) -> Filled:
+def filled(pool_usage: pl.DataFrame, extra: Extra, books: Books, period: Period) -> Filled:
     """Let extra demand fill what stands idle in its minutes; the rest spills.
 
         share = the smallest over dimensions of min(extra burn, idle) / extra burn, rounded down per minute
 
-    traffic: as it settled. Nobody is pushed out: what ran in a pool stays, and so does what spilled. What spills
-    runs at the provider that the extra has if that sells the model on demand, else at the first that does; on
-    demand where no capacity is in force. Extra that was meant for no pool runs on demand as it is.
+    pool_usage: frames.POOL_USAGE of the traffic as it settled. Nobody is pushed out: what ran in a pool stays, and so
+    does what spilled. What spills runs at the provider that the extra has if that sells the model on demand, else at
+    the first that does; on demand where no capacity is in force. Extra that was meant for no pool runs on demand as
+    it is. Works day by day: minutes take much more memory than what they become.
     """
+    entitled = pl.col("pool").is_in(books.entitlements["pool"].unique().implode())
+    usage, minutes, by_customer = [USAGE.empty()], [POOL_USAGE.empty()], [POOL_CUSTOMER_USAGE.empty()]
+    burn = [UTILIZATION.empty()]
+    stuck: set[str] = set()
+    for day in period.runs(DAY):
+        asked = extra.within(day)
+        here = pl.col("minute").is_between(day.start, day.until, closed="left")
+        found, nowhere = _filled(asked, capacity(pool_usage.filter(here), books, day).utilization, books, day)
+        usage.append(found.usage)
+        minutes.append(found.pool_usage())
+        by_customer.append(found.minutes.filter(entitled))
+        burn.append(
+            capacity(minutes[-1], books, day).utilization.filter(pl.col("burn") + pl.col("spill") > 0)
+        )
+        stuck.update(nowhere)
+    sums = (
+        pl.concat(burn)
+        .group_by("pool", "dimension")
+        .agg(
+            pl.col("denominator").first(),
+            (pl.col("burn") + pl.col("spill")).sum().alias("extra"),
+            pl.col("burn").sum().alias("filled"),
+            pl.col("spill").sum().alias("spilled"),
+        )
+        .sort("pool", "dimension")
+    )
+    return Filled(pl.concat(usage), pl.concat(minutes), pl.concat(by_customer), sums, tuple(sorted(stuck)))
+
+
+def _filled(
+    extra: Traffic, utilization: pl.DataFrame, books: Books, period: Period
+) -> tuple[Traffic, list[str]]:
+    """(the extra where it runs, pools whose excess has nowhere else to run)."""
     wants = pl.col("pool").is_not_null() & (pl.col("ran_on") == "pool")
 
     def over(rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.with_columns(
-            pl.when(wants).then(pl.lit("overflow")).otherwise(pl.col("ran_on")).alias("ran_on")
-        )
+        to = pl.when(wants).then(pl.lit("overflow")).otherwise(pl.col("ran_on"))
+        return rows.with_columns(to.alias("ran_on"))
 
     extra = conformed(over(extra.usage), over(extra.minutes))
-    by = ["pool", "dimension", "minute"]
-    room = capacity(traffic.pool_usage(), books, period).utilization.select(*by, "idle")
-    asked = capacity(extra.pool_usage(), books, period).utilization.filter(pl.col("spill") > 0)
-    asked = asked.select(*by, "denominator", "spill").join(room, on=by, how="left", validate="1:1")
-    whole = pl.lit(2**40, dtype=SUM)
-    fits = (
-        pl.when(pl.col("spill") > pl.col("idle"))
-        .then(part_of(pl.col("idle"), pl.col("spill")))
-        .otherwise(whole)
-    )
-    shares = asked.group_by("pool", "minute").agg(fits.min().alias("_fits"))
     rows = extra.minutes.filter(pl.col("ran_on") == "overflow")
-    touched = rows.join(shares, on=["pool", "minute"], how="left", validate="m:1")
+    if not rows.height:
+        return extra, []
+    by = ["pool", "dimension", "minute"]
+    room = utilization.select(*by, "idle")
+    asked = capacity(extra.pool_usage(), books, period).utilization.filter(pl.col("spill") > 0)
+    asked = asked.select(*by, "spill").join(room, on=by, how="left", validate="1:1")
+    whole, none = pl.lit(2**40, dtype=SUM), pl.lit(0, dtype=SUM)
+    part = part_of(pl.col("idle"), pl.col("spill"))
+    fits = pl.when(pl.col("spill") > pl.col("idle")).then(part).otherwise(whole)
+    shares = asked.group_by("pool", "minute").agg(fits.min().alias("_fits"))
     # what burns nothing fits; without capacity in force nothing does
     held = room.select("pool", "minute").unique().with_columns(pl.lit(value=True).alias("_held"))
-    touched = touched.join(held, on=["pool", "minute"], how="left", validate="m:1").with_columns(
-        pl.coalesce("_fits", pl.when(pl.col("_held")).then(whole).otherwise(pl.lit(0, dtype=SUM))).alias(
-            "_fits"
-        ),
-        pl.when(pl.col("_held")).then(pl.lit("overflow")).otherwise(pl.lit("on_demand")).alias("_to"),
+    place = ["pool", "minute"]
+    touched = (
+        rows.join(shares, on=place, how="left", validate="m:1")
+        .join(held, on=place, how="left", validate="m:1")
+        .with_columns(
+            pl.coalesce("_fits", pl.when(pl.col("_held")).then(whole).otherwise(none)).alias("_fits"),
+            pl.when(pl.col("_held")).then(pl.lit("overflow")).otherwise(pl.lit("on_demand")).alias("_to"),
+        )
     )
     comes = touched.with_columns(
         (pl.col(name) * pl.col("_fits") // whole).alias(name) for name in _QUANTITIES
@@ -293,34 +373,21 @@ def filled(traffic: Traffic, extra: Traffic, books: Books, period: Period) -> Fi
     some = pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES)
     goes, nowhere = elsewhere(goes.filter(some), books)
     extra = carried(extra, comes.select(rows.columns), {"ran_on": "pool"})
-    for (to, provider), part in goes.group_by("_to", "_provider"):
-        extra = carried(extra, part.select(rows.columns), {"ran_on": str(to), "provider": str(provider)})
+    for (to, provider), leaves in goes.group_by("_to", "_provider"):
+        extra = carried(extra, leaves.select(rows.columns), {"ran_on": str(to), "provider": str(provider)})
     extra = carried(extra, nowhere.select(rows.columns), {"ran_on": "pool"})
-    found = capacity(extra.pool_usage(), books, period).utilization
-    burn = (
-        found.group_by("pool", "dimension")
-        .agg(
-            pl.col("denominator").first(),
-            (pl.col("burn") + pl.col("spill")).sum().alias("extra"),
-            pl.col("burn").sum().alias("filled"),
-            pl.col("spill").sum().alias("spilled"),
-        )
-        .filter(pl.col("extra") > 0)
-        .sort("pool", "dimension")
-    )
-    together = conformed(pl.concat([traffic.usage, extra.usage]), pl.concat([traffic.minutes, extra.minutes]))
-    return Filled(together, burn, tuple(sorted(nowhere["pool"].unique())))
+    return extra, nowhere["pool"].unique().to_list()
 
 
 @dataclass(frozen=True)
 class HeldBack:
-    """What holders of raised limits might have used more, between two bounds: traffic that limits held back.
+    """What holders of raised limits might have used more, between two bounds.
 
     unmixed: binding windows in which nothing was used, so that nobody knows of what the extra would have been.
     """
 
-    low: Traffic
-    high: Traffic
+    low: Extra
+    high: Extra
     unmixed: int
 
 
@@ -349,9 +416,8 @@ def held_back(
     used: pl.DataFrame,
     books: Books,
     after: Books,
-    period: Period,
 ) -> HeldBack:
-    """The extra demand of raised limits as traffic of the period.
+    """The extra demand of raised limits.
 
     windows: results.LIMIT_WINDOWS of all limits; more: results.RAISED of those that are raised; used:
     frames.HELD_USAGE of the windows in `more`; books, after: the limits as they are, and raised. In every window
@@ -359,8 +425,7 @@ def held_back(
         extra of a series and meter = used x extra / weighted use, rounded down
 
     so that the extra is the mix of the holder's own use in that window. It lies evenly on the minutes from the first
-    in which the window was binding to its end (whole units, the first minutes one more); what lies outside of the
-    period is left out. Where a holder is under several limits nothing counts twice: a longer window takes the extra
+    in which the window was binding to its end (whole units, the first minutes one more). Where a holder is under several limits nothing counts twice: a longer window takes the extra
     of the shorter ones within it for its own, and where it has less room (its new quantity less what was used; its
     raise, if it was binding) than they would use, they use as much less, in proportion.
     """
@@ -401,7 +466,7 @@ def held_back(
         how="left",
         validate="1:1",
     )
-    bounds = [_spread(_bounded(told, mix, rooms, books, bound), period) for bound in ("low", "high")]
+    bounds = [_spread(_bounded(told, mix, rooms, books, bound)) for bound in ("low", "high")]
     return HeldBack(bounds[0], bounds[1], chosen.height - told.height)
 
 
@@ -505,31 +570,41 @@ def _bounded(
         more = mix.join(mine, on="_window", validate="m:1").with_columns(
             (pl.col(name) * pl.col("_extra") // pl.col("_used")).alias(name) for name in _QUANTITIES
         )
-        done = pl.concat([done, more.select(done.columns)])
+        done = pl.concat([done, more.select(done.columns)]).filter(
+            pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES)
+        )
     return done
 
 
 def _inside(extra: pl.DataFrame, rooms: pl.DataFrame, books: Books) -> pl.DataFrame:
     """Which extra (`_row`) begins in which window (`_room`) of its holder or customer, and what it weighs there."""
-    rows = extra.join(
-        rooms.select(
-            "customer",
-            "contract",
-            "limit",
-            "_room",
-            "_limit",
-            "_holder",
-            "held_by",
-            pl.col("window_start").alias("_from"),
-            pl.col("window_until").alias("_to"),
-        ),
-        on="customer",
-        suffix="_of_room",
-    )
-    same = (pl.col("_holder") == pl.col("_holder_of_room")) & (pl.col("held_by") == pl.col("held_by_of_room"))
-    rows = rows.filter(
-        (same | (pl.col("_holder_of_room") == "customer"))
-        & pl.col("binding_from").is_between("_from", "_to", closed="left")
+    spans = rooms.select(
+        *("customer", "contract", "limit", "_room", "_limit", "_holder", "held_by"),
+        pl.col("window_start").alias("_from"),
+        pl.col("window_until").alias("_to"),
+    ).sort("_from")
+    extra = extra.sort("binding_from")
+
+    def begun(rows: pl.DataFrame, rooms: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+        # windows of one holder do not overlap
+        found = rows.join_asof(
+            rooms,
+            left_on="binding_from",
+            right_on="_from",
+            by=by,
+            strategy="backward",
+            check_sortedness=False,
+        )
+        return found.filter(pl.col("binding_from") < pl.col("_to"))
+
+    customers = pl.col("_holder") == "customer"
+    whose = spans.filter(customers).drop("_holder", "held_by")
+    rows = pl.concat(
+        [
+            begun(extra, spans, ["customer", "_holder", "held_by"]),
+            begun(extra.filter(~customers), whose, ["customer"]),
+        ],
+        how="diagonal",
     )
     items = books.limits.with_row_index("_limit").select("_limit", "items")
     rows = rows.join(items, on="_limit", validate="m:1").filter(
@@ -538,59 +613,38 @@ def _inside(extra: pl.DataFrame, rooms: pl.DataFrame, books: Books) -> pl.DataFr
     return _weighed(rows, books).select("_row", "_room", "_weighed")
 
 
-def _spread(extra: pl.DataFrame, period: Period) -> Traffic:
-    """Quantities laid evenly on the minutes from `binding_from` to `window_until`, as far as they are in the period."""
-    rows = (
-        extra.with_columns(
-            ((pl.col(at) - pl.lit(period.start)).dt.total_minutes()).alias(name)
-            for name, at in (("_first", "binding_from"), ("_last", "window_until"))
-        )
-        .group_by("_first", "_last", *DIMENSIONS)
-        .agg(pl.col(*_QUANTITIES).sum())
-    )
+def _spread(extra: pl.DataFrame) -> Extra:
+    """Quantities laid evenly on the minutes from `binding_from` to `window_until`, the first minutes one more."""
+    rows = extra.group_by("binding_from", "window_until", *DIMENSIONS).agg(pl.col(*_QUANTITIES).sum())
     known = identify(rows, list(DIMENSIONS))
-    rows = known.rows
-    length = (pl.col("_last") - pl.col("_first")).cast(SUM)
+    length = (pl.col("window_until") - pl.col("binding_from")).dt.total_minutes().cast(SUM)
     zero = pl.lit(0, dtype=SUM)
     changes = []
     for name in _QUANTITIES:
         each, left = pl.col(name) // length, pl.col(name) % length
+        one = (left > 0).cast(SUM)
+        uneven = pl.col("binding_from") + pl.duration(minutes=left.cast(pl.Int64))
         for at, change in (
-            (pl.col("_first"), each),
-            (pl.col("_last"), zero - each),
-            (pl.col("_first"), (left > 0).cast(SUM)),
-            (pl.col("_first") + left.cast(pl.Int64), zero - (left > 0).cast(SUM)),
+            (pl.col("binding_from"), each + one),
+            (uneven, zero - one),
+            (pl.col("window_until"), zero - each),
         ):
             changes.append(
-                rows.filter(pl.col(name) != 0).select(
+                known.rows.filter(pl.col(name) != 0).select(
                     "series_id",
-                    at.clip(0, period.minutes).alias("_at"),
+                    at.cast(INSTANT).alias("start"),
                     *(change.alias(name) if name == other else zero.alias(other) for other in _QUANTITIES),
                 )
             )
     steps = (
         pl.concat(changes)
-        .group_by("series_id", "_at")
+        .group_by("series_id", "start")
         .agg(pl.col(*_QUANTITIES).sum())
-        .sort("series_id", "_at")
+        .sort("series_id", "start")
         .with_columns(
             pl.col(*_QUANTITIES).cum_sum().over("series_id"),
-            pl.col("_at").shift(-1, fill_value=period.minutes).over("series_id").alias("_next"),
+            pl.col("start").shift(-1).over("series_id").alias("until"),
         )
-        .filter(
-            pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES) & (pl.col("_at") < pl.col("_next"))
-        )
+        .filter(pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES))
     )
-    minutes = (
-        steps.with_columns(pl.int_ranges("_at", "_next").alias("_at"))
-        .explode("_at")
-        .with_columns(
-            (pl.lit(period.start) + pl.duration(minutes=pl.col("_at"))).cast(INSTANT).alias("minute")
-        )
-        .join(known.series, on="series_id", validate="m:1")
-    )
-    usage = minutes.group_by(pl.col("minute").dt.truncate("15m").alias("quarter_start"), *DIMENSIONS).agg(
-        pl.col(*_QUANTITIES).sum()
-    )
-    meant = minutes.filter(pl.col("pool").is_not_null()).select(list(POOL_CUSTOMER_USAGE.columns))
-    return conformed(usage.select(list(USAGE.columns)), meant)
+    return Extra(steps.select("series_id", "start", "until", *_QUANTITIES), known.series)

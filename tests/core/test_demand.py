@@ -1,12 +1,15 @@
 """Scenarios of demand on small books: prices, customers who go and come, and demand that limits held back."""
 
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 
 import polars as pl
 
 from metering.core.capacity import capacity
 from metering.core.demand import (
+    Extra,
+    Filled,
     HeldBack,
     filled,
     held_back,
@@ -25,20 +28,24 @@ from metering.frames import (
     CONTRACT_TERMS,
     CONTRACTS,
     CUSTOMERS,
+    DIMENSIONS,
     FEES,
     HELD_USAGE,
+    INSTANT,
     LIMIT_REFUSED,
     LIMIT_USAGE,
     LIMIT_WEIGHTS,
     LIMITS,
     POOL_CUSTOMER_USAGE,
+    POOL_USAGE,
     PRICE_RULES,
     PRICE_TIERS,
+    SUMS,
     USAGE,
     Books,
 )
-from tests.core.example_books import books, bought, burndown, contracts, fees, prices
-from tests.core.test_scenario import PERIOD, START, agree, example, traffic, world
+from tests.core.example_books import books, bought, burndown, contracts, fees, prices, usage
+from tests.core.test_scenario import PERIOD, START, agree, example, world
 from tests.text_tables import check, instant, read
 
 LATER = instant("2026-03-16")
@@ -277,51 +284,58 @@ def test_a_customer_moves_to_a_plan() -> None:
     )
 
 
-def extra(tokens: int) -> Traffic:
+def extra(tokens: int) -> Extra:
     """More of bolt, in the first minute, where 20 of 100 stand idle, and in the second, which is full."""
-    return traffic(
-        f"""
-        minute           | ran_on | customer | uncached_input_tokens
-        2026-03-01 00:00 | pool   | bolt     | {tokens}
-        2026-03-01 00:01 | pool   | bolt     | {tokens}
-        """,
-        f"""
-        quarter_start    | pool  | ran_on | customer | product | uncached_input_tokens | requests
-        2026-03-01 00:00 | block | pool   | bolt     | large   | {2 * tokens}           | 2
-        """,
+    series = usage("quarter_start | pool | ran_on | customer\n 2026-03-01 00:00 | block | pool | bolt")
+    steps = pl.DataFrame(
+        {
+            "series_id": [0],
+            "start": [START],
+            "until": [START + timedelta(minutes=2)],
+            **{name: [0] for name in SUMS},
+        }
+    ).with_columns(pl.lit(tokens).alias("uncached_input_tokens"), pl.lit(1).alias("requests"))
+    return Extra(
+        steps.cast({"series_id": pl.UInt32, "start": INSTANT, "until": INSTANT, **SUMS}),
+        series.select(pl.lit(0, dtype=pl.UInt32).alias("series_id"), *DIMENSIONS),
     )
+
+
+def agrees(found: Filled) -> None:
+    """The extra's minutes are its series that cost."""
+    of = [name for name in POOL_USAGE.key if name != "minute"]
+    counted = found.usage.filter(pl.col("pool").is_not_null())
+    quarters = found.pool_usage.group_by(pl.col("minute").dt.truncate("15m").alias("quarter_start"), *of)
+    by_minute = quarters.agg(pl.col(*SUMS).sum()).sort("quarter_start", *of)
+    by_series = counted.group_by("quarter_start", *of).agg(pl.col(*SUMS).sum()).sort("quarter_start", *of)
+    assert by_minute.rows() == by_series.rows()
 
 
 def test_extra_demand_fills_what_stands_idle_and_the_rest_spills() -> None:
-    found = filled(example(), extra(40), two_customers(), PERIOD)
-    agree(found.traffic)
+    found = filled(example().pool_usage(), extra(40), two_customers(), PERIOD)
+    agrees(found)
     check(
-        found.traffic.minutes,
+        found.pool_usage,
         """
-        minute           | ran_on   | customer | provider | uncached_input_tokens
-        2026-03-01 00:00 | pool     | acme     | own      | 80
-        2026-03-01 00:00 | pool     | bolt     | own      | 20
-        2026-03-01 00:00 | overflow | bolt     | cirrus   | 20
-        2026-03-01 00:01 | pool     | acme     | own      | 60
-        2026-03-01 00:01 | pool     | bolt     | own      | 40
-        2026-03-01 00:01 | overflow | acme     | own      | 40
-        2026-03-01 00:01 | overflow | bolt     | cirrus   | 40
+        minute           | ran_on   | uncached_input_tokens
+        2026-03-01 00:00 | pool     | 20
+        2026-03-01 00:00 | overflow | 20
+        2026-03-01 00:01 | overflow | 40
         """,
     )
+    check(
+        found.usage,
+        "ran_on | customer | provider | uncached_input_tokens\n pool | bolt | own | 20\n overflow | bolt | cirrus | 60",
+    )
     check(found.burn, "pool | dimension | extra | filled | spilled\n block | all | 80 | 20 | 60")
-    nothing = Traffic(USAGE.empty(), POOL_CUSTOMER_USAGE.empty())
-    assert filled(example(), nothing, two_customers(), PERIOD).traffic.usage.equals(example().usage)
+    assert not found.pool_customer_usage.height  # nobody is entitled to units
 
 
 def test_extra_demand_of_a_model_that_nobody_sells_stays_as_overrun() -> None:
-    found = filled(example(), extra(40), world(overflow=False), PERIOD)
+    found = filled(example().pool_usage(), extra(40), world(overflow=False), PERIOD)
     assert found.stuck == ("block",)
-    assert (
-        POOL_CUSTOMER_USAGE.conform(found.traffic.minutes.filter(pl.col("ran_on") == "pool"))[
-            "uncached_input_tokens"
-        ].sum()
-        == 180 + 80
-    )
+    assert set(found.pool_usage["ran_on"]) == {"pool"}
+    assert found.pool_usage["uncached_input_tokens"].sum() == 80
 
 
 def seats(rows: list[tuple[str, str, int]]) -> pl.DataFrame:
@@ -377,7 +391,7 @@ def raise_(said: Books, used: pl.DataFrame, refused: pl.DataFrame, only: str | N
     windows = limit_windows(usage, refused, said, PERIOD, PERIOD.until)
     after, _ = with_limits(said, Decimal(2), plan="team", limit=only)
     more = raised(windows, Decimal(2), limits=None if only is None else [only])
-    return held_back(windows, more, used, said, after, PERIOD)
+    return held_back(windows, more, used, said, after)
 
 
 def as_traffic(used: pl.DataFrame) -> Traffic:
@@ -413,11 +427,12 @@ def test_the_limits_of_a_thousand_seats_are_doubled() -> None:
         (extra.low, (12_000, 12_000, 0), 0),
         (extra.high, (40_000, 25_000, 15_000), 300),
     ):
-        found = filled(recorded, more, said, PERIOD)
-        agree(found.traffic)
+        found = filled(recorded.pool_usage(), more, said, PERIOD)
+        agrees(found)
         assert found.burn.select("extra", "filled", "spilled").rows() == [sums]
-        assert set(found.traffic.minutes["minute"]) == {instant("2026-03-01 00:07")}
-        after = margin(found.traffic.usage, found.traffic.pool_usage(), said, PERIOD, "USD").lines
+        assert set(found.pool_usage["minute"]) == {instant("2026-03-01 00:07")}
+        both = pl.concat([recorded.usage, found.usage]), pl.concat([recorded.pool_usage(), found.pool_usage])
+        after = margin(*both, said, PERIOD, "USD").lines
         assert after["cost"].sum() - before["cost"].sum() == cost
         assert after["revenue"].sum() == before["revenue"].sum()
     assert extra.unmixed == 0
@@ -432,7 +447,7 @@ def test_extra_demand_lies_on_the_minutes_in_which_a_window_was_binding() -> Non
     )
     extra = raise_(said, seats([("00:00", "s0000", 60), ("00:04", "s0000", 40)]), refusals(1, "00:05", 5))
     check(
-        extra.high.minutes,
+        extra.high.within(PERIOD).minutes,
         """
         minute           | uncached_input_tokens | requests
         2026-03-01 00:04 | 17                    | 1
@@ -443,7 +458,7 @@ def test_extra_demand_lies_on_the_minutes_in_which_a_window_was_binding() -> Non
         2026-03-01 00:09 | 16                    | 0
         """,
     )
-    assert extra.low.minutes["uncached_input_tokens"].to_list() == [1, 1, 1, 1, 1]
+    assert extra.low.within(PERIOD).minutes["uncached_input_tokens"].to_list() == [1, 1, 1, 1, 1]
 
 
 def test_a_longer_limit_holds_back_what_a_shorter_one_would_let_through() -> None:
@@ -462,7 +477,7 @@ def test_a_longer_limit_holds_back_what_a_shorter_one_would_let_through() -> Non
     none = refusals(0, "00:00", 0)
 
     def wanted(given: Books, only: str | None) -> int:
-        return int(raise_(given, used, none, only).high.minutes["uncached_input_tokens"].sum())
+        return int(raise_(given, used, none, only).high.within(PERIOD).usage["uncached_input_tokens"].sum())
 
     assert wanted(said, "ten") == 30
     assert wanted(said, None) == 200
