@@ -425,9 +425,10 @@ def held_back(
         extra of a series and meter = used x extra / weighted use, rounded down
 
     so that the extra is the mix of the holder's own use in that window. It lies evenly on the minutes from the first
-    in which the window was binding to its end (whole units, the first minutes one more). Where a holder is under several limits nothing counts twice: a longer window takes the extra
-    of the shorter ones within it for its own, and where it has less room (its new quantity less what was used; its
-    raise, if it was binding) than they would use, they use as much less, in proportion.
+    in which the window was binding to its end (whole units, the first minutes one more). Where a holder is under
+    several limits nothing counts twice: a longer window takes the extra of the shorter ones within it for its own,
+    and where it has less room (its new quantity less what was used; its raise, if it was binding) than they would
+    use, they use as much less, in proportion.
     """
     of = ["customer", "contract", "limit"]
     new = after.limits.select(*of, "effective_from", pl.col("quantity").alias("_quantity"))
