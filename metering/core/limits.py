@@ -203,40 +203,20 @@ def limit_windows(
     """
     cells, uses = _uses(usage, books, period)
     refusals, cells = _refusals(refused, books, period, cells)
-    starts = _with_start(uses, cells)
-    used = (
-        starts.sort("cell", "minute")
-        .group_by("cell", "start", maintain_order=True)
-        .agg(
-            pl.col("used").sum(),
-            pl.col("minute").alias("_minutes"),
-            pl.col("used").cum_sum().alias("_sums"),
-        )
-    )
-    full = (
-        used.join(cells.select("cell", "full"), on="cell", validate="m:1")
-        .explode("_minutes", "_sums")
-        .filter(pl.col("_sums") >= pl.col("full"))
-        .group_by("cell", "start")
-        .agg(pl.col("_minutes").min().alias("full_at"))
-    )
-    used = used.drop("_minutes", "_sums")
+    used = _used(uses, cells)
     turned = _turned_away(refusals, used, cells)
     rows = (
         used.join(turned, on=["cell", "start"], how="full", coalesce=True, validate="1:1")
-        .join(full, on=["cell", "start"], how="left", validate="1:1")
-        .join(cells, on="cell", validate="m:1")
+        .join(cells.with_columns(_order(cells)), on="cell", validate="m:1")
         .with_columns(
             pl.col("used", "refused", "refused_tokens").fill_null(pl.lit(0, dtype=SUM)),
             pl.col("refused_requests", "refused_unestimated").fill_null(0),
             pl.max_horizontal("start", "_since").alias("_first"),
             pl.min_horizontal(pl.col("start") + pl.col("window_minutes"), "_until").alias("_last"),
         )
-        .with_columns(
-            # of windows by the clock the first use may have come before the limit was full, or after: sums say
-            pl.when(pl.col("used") >= pl.col("full")).then("full_at").alias("full_at")
-        )
         .filter((pl.col("_first") < _number(period.until)) & (pl.col("_last") > _number(period.start)))
+        # the order of the key, but by numbers
+        .sort("_order", "start")
     )
     quantity = pl.col("quantity").cast(SUM) * pl.col("denominator").cast(SUM)
     return LIMIT_WINDOWS.conform(
@@ -327,50 +307,90 @@ def _uses(usage: pl.DataFrame, books: Books, period: Period) -> tuple[pl.DataFra
     known = identify(usage, _WHO)
     held = _held(known.series, limits)
     cells = _cells(held, limits)
-    weights = [_weight(meter) for meter in SUMS]
+    weighing = [meter for meter in SUMS if (limits[_weight(meter)] != 0).any()]
+    weights = [_weight(meter) for meter in weighing]
     pairs = held.join(
         cells.select("_limit", "held_by", "cell", "_since", "_until", *weights), on=["_limit", "held_by"]
     ).select("series_id", "cell", "_since", "_until", *weights)
-    weighing = [meter for meter in SUMS if (limits[_weight(meter)] != 0).any()]
     rows = (
         known.rows.select(_minutes("minute").alias("minute"), "series_id", *weighing)
         .join(pairs, on="series_id")
         .filter(pl.col("minute").is_between("_since", "_until", closed="left"))
     )
-    guess = sum(
-        rows.select(
-            (pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter)).cast(pl.Float64)).sum()
-        ).item()
+    weighed = [
+        rows.select((pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter))).alias("weighed"))[
+            "weighed"
+        ]
         for meter in weighing
-    )
-    if guess > EXACT_MAX / 10**6:
+    ]
+    if sum(each.sum() for each in weighed) > EXACT_MAX / 10**6:
         raise BadInput("what counts in limits is beyond exact sums; use smaller weights")
+    # in 64 bits where no use can leave them, which takes a fraction of the time
+    largest = sum(each.max() or 0 for each in weighed)  # type: ignore[misc]  # floats
+    wide = SUM if largest > 2.0**62 else pl.Int64
     use = pl.sum_horizontal(
-        pl.lit(0, dtype=SUM), *(pl.col(meter).cast(SUM) * pl.col(_weight(meter)) for meter in weighing)
-    ).cast(SUM)
+        pl.lit(0, dtype=wide),
+        *(pl.col(meter).cast(wide) * pl.col(_weight(meter)).cast(wide) for meter in weighing),
+    )
+    # one number for cell and minute: grouping by two takes longer
+    place = pl.col("cell").cast(pl.Int64) * _MINUTES_MAX + pl.col("minute")
     uses = (
-        rows.select("cell", "minute", use.alias("used"))
-        .group_by("cell", "minute")
+        rows.select(place.alias("_place"), use.cast(SUM).alias("used"))
+        .group_by("_place")
         .agg(pl.col("used").sum())
         .filter(pl.col("used") != 0)
-        .sort("cell", "minute")
+        .sort("_place")
+        .select(
+            (pl.col("_place") // _MINUTES_MAX).cast(pl.UInt32).alias("cell"),
+            (pl.col("_place") % _MINUTES_MAX).alias("minute"),
+            "used",
+        )
     )
     return cells, uses
 
 
-def _with_start(uses: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """Give uses (sorted by cell and minute) the `start` of their window, in minutes since 1970."""
-    rows = uses.join(
-        cells.select("cell", "window", "window_minutes", "_anchor"),
-        on="cell", how="left", validate="m:1", maintain_order="left",
-    )  # fmt: skip
-    chained = rows.filter(pl.col("window") == "anchored")
-    return pl.concat(
-        [
-            rows.filter(pl.col("window") != "anchored").select(*uses.columns, _by_clock().alias("start")),
-            chained.select(uses.columns).with_columns(pl.Series("start", _anchored(chained), dtype=pl.Int64)),
-        ]
+#: More minutes since 1970 than any instant has.
+_MINUTES_MAX: Final = 2**33
+
+
+def _used(uses: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
+    """The windows of uses (sorted by cell and minute): cell, start (minutes since 1970), used, full_at.
+
+    full_at: the minute in which the limit was reached, null in a window that ends below it: what was taken back came
+    in between.
+    """
+    cell = uses["cell"]
+    kind = cells.select("window", "window_minutes", "_anchor", "full").select(pl.all().gather(cell))
+    rows = uses.with_columns(kind).with_columns(_by_clock().alias("start"))
+    chained = rows["window"] == "anchored"
+    if chained.any():
+        starts = rows["start"].to_numpy().copy()
+        starts[chained.to_numpy()] = _anchored(rows.filter(chained))
+        rows = rows.with_columns(pl.Series("start", starts))
+    # the windows of a cell follow each other
+    opens = ((pl.col("cell").diff() != 0) | (pl.col("start").diff() != 0)).fill_null(value=True)
+    first = rows.select(opens).to_series().arg_true().cast(pl.Int64)
+    sums = pl.concat([pl.Series([0], dtype=SUM), rows["used"].cum_sum()])
+    ends = pl.concat([first.slice(1), pl.Series([rows.height], dtype=pl.Int64)]) if rows.height else first
+    used = rows.select("cell", "start").select(pl.all().gather(first))
+    used = used.with_columns((sums.gather(ends) - sums.gather(first)).alias("used"))
+    number = rows.select(opens.cum_sum().cast(pl.Int64) - 1).to_series()
+    reached = rows["used"].cum_sum() - sums.gather(first).gather(number) >= rows["full"]
+    full = (
+        pl.DataFrame({"_window": number.filter(reached), "full_at": rows["minute"].filter(reached)})
+        .unique("_window", keep="first", maintain_order=True)
+        .join(used.with_row_index("_window").cast({"_window": pl.Int64}), on="_window", how="right")
+        .join(cells.select("cell", "full"), on="cell", validate="m:1", how="left", maintain_order="left")
     )
+    return full.select(
+        "cell", "start", "used", pl.when(pl.col("used") >= pl.col("full")).then("full_at").alias("full_at")
+    )
+
+
+def _order(cells: pl.DataFrame) -> pl.Series:
+    """The place of each cell among all, in the order of limit and holder."""
+    place = cells.select("cell", "_limit", "held_by").sort("_limit", "held_by").with_row_index("_order")
+    return place.sort("cell")["_order"]
 
 
 def _by_clock() -> pl.Expr:
@@ -454,6 +474,7 @@ def _turned_away(refusals: pl.DataFrame, used: pl.DataFrame, cells: pl.DataFrame
         on="cell",
         validate="m:1",
     ).with_columns(pl.when(pl.col("window") != "anchored").then(_by_clock()).alias("_clock"))
+    used = used.join(refusals.select("cell").unique(), on="cell", how="semi")
     opened = used.select("cell", pl.col("start").alias("_open")).sort("_open")
     rows = (
         rows.sort("minute")
