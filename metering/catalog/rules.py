@@ -1,20 +1,19 @@
 """What must hold inside an object and between objects, beyond the type of each field."""
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 
+from metering.catalog import price_rules, term_rules
 from metering.catalog.documents import MISSING, Fault, KeyPath
-from metering.catalog.fields import COUNT_MAX, decimal_text, instant_text
+from metering.catalog.fields import instant_text
 from metering.catalog.objects import Customer, Model
-from metering.catalog.placed import Placed, breakpoint_known, ends, known, overlaps, priced_meters, spans
-from metering.catalog.prices import CostBook, PriceBook, Priced
+from metering.catalog.placed import Placed, known, overlaps, spans
+from metering.catalog.prices import CostBook, PriceBook
 from metering.catalog.quotas import Quota, quota_faults
 from metering.catalog.shapes import ANY, CatalogObject
 from metering.catalog.supply import CapacityContract, ExchangeRates, SupplierCommitment
 from metering.catalog.supply_rules import capacity_contract, exchange_rates, supplier_commitment
-from metering.catalog.terms import Contract, Entitlement
-from metering.meters import METERS
+from metering.catalog.terms import Contract, Entitlement, Plan
 
 
 @dataclass
@@ -23,6 +22,7 @@ class Named:
 
     customers: set[str] = field(default_factory=set)
     price_books: set[str] = field(default_factory=set)
+    plans: set[str] = field(default_factory=set)
     cost_books: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     served: set[tuple[str, str]] = field(default_factory=set)
@@ -37,6 +37,8 @@ class Named:
             self.customers.add(name)
         elif cls is PriceBook:
             self.price_books.add(name)
+        elif cls is Plan:
+            self.plans.add(name)
         elif cls is CostBook:
             self.cost_books.add(name)
             self.suppliers.add(str(seller))
@@ -59,10 +61,14 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
         item = one.item
         if isinstance(item, Customer):
             faults += spans(one, ("dated",), item.dated, lambda row: ())
-        elif isinstance(item, PriceBook | CostBook):
-            faults += _prices(one, item.prices)
+        elif isinstance(item, PriceBook):
+            faults += price_rules.price_book(one, item)
+        elif isinstance(item, CostBook):
+            faults += price_rules.prices(one, item.prices, ())
+        elif isinstance(item, Plan):
+            faults += term_rules.plan(one, item)
         elif isinstance(item, Contract):
-            faults += _contract(one, item, pools)
+            faults += term_rules.contract(one, item, pools)
         elif isinstance(item, CapacityContract):
             faults += capacity_contract(one, item)
         elif isinstance(item, Quota):
@@ -104,92 +110,6 @@ def _twice(placed: Sequence[Placed]) -> Iterator[Fault]:
             first[key] = one
 
 
-def _prices(one: Placed, rows: Sequence[Priced]) -> Iterator[Fault]:
-    yield from spans(
-        one,
-        ("prices",),
-        rows,
-        lambda row: (
-            *(row.item, row.tier, row.region, row.above_input_tokens),
-            *(getattr(row, "hours", None), ",".join(sorted(getattr(row, "meters", [])))),
-        ),
-    )
-    for index, row in enumerate(rows):
-        path: KeyPath = ("prices", index)
-        yield from breakpoint_known(one, path, row.above_input_tokens)
-        for meter in row.per_million:
-            if meter not in METERS:
-                yield one.fault(
-                    (*path, "per_million", meter), meter, f"is not a meter; meters are {', '.join(METERS)}"
-                )
-        for base in rows if row.above_input_tokens else ():
-            same = (base.item, base.tier, base.region) == (row.item, row.tier, row.region)
-            lacking = priced_meters(base.per_million) - priced_meters(row.per_million)
-            if same and base.above_input_tokens < row.above_input_tokens and lacking:
-                yield one.fault(
-                    (*path, "per_million"),
-                    MISSING,
-                    f"has no price for {', '.join(sorted(lacking))}, which requests below "
-                    f"{row.above_input_tokens} tokens have; past the breakpoint all tokens of a request "
-                    "take these prices, so name them all",
-                )
-                break
-
-
-def _contract(one: Placed, contract: Contract, pools: Mapping[str, CapacityContract]) -> Iterator[Fault]:
-    yield from ends(one, (), contract.effective_from, contract.effective_until)
-    fees = []
-    for index, fee in enumerate(contract.fees):
-        path: KeyPath = ("fees", index)
-        start, until = yield from _within(one, path, contract, fee.effective_from, fee.effective_until)
-        fees.append((fee.fee, start, until, one, path))
-    yield from overlaps(fees)
-    promised = []
-    for index, row in enumerate(contract.entitlements):
-        path = ("entitlements", index)
-        start, until = yield from _within(one, path, contract, row.effective_from, row.effective_until)
-        dimensions = pools[row.pool].dimensions if row.pool in pools else []
-        only = dimensions[0].dimension if len(dimensions) == 1 else None
-        promised.append(((row.pool, row.dimension or only), start, until, one, path))
-        yield from _promised(one, path, row)
-    yield from overlaps(promised)
-
-
-def _within(
-    one: Placed, path: KeyPath, contract: Contract, start: datetime | None, until: datetime | None
-) -> Generator[Fault, None, tuple[datetime, datetime | None]]:
-    """A span inside of a contract's, which it defaults to; returns it."""
-    start, until = start or contract.effective_from, until or contract.effective_until
-    yield from ends(one, path, start, until)
-    if start < contract.effective_from:
-        yield one.fault(
-            (*path, "effective_from"),
-            instant_text(start),
-            f"lies before the contract's ({instant_text(contract.effective_from)}); move one of them",
-        )
-    if contract.effective_until and until and until > contract.effective_until:
-        yield one.fault(
-            (*path, "effective_until"),
-            instant_text(until),
-            f"lies after the contract's ({instant_text(contract.effective_until)}); move one of them",
-        )
-    return start, until
-
-
-def _promised(one: Placed, path: KeyPath, row: Entitlement) -> Iterator[Fault]:
-    if (row.units is None) == (row.stated is None):
-        yield one.fault(
-            path,
-            MISSING if row.units is None else decimal_text(row.units),
-            "must promise either `units` of the pool or, where the contract speaks another unit, "
-            "`stated`; write one of them",
-        )
-    elif row.units_promised > COUNT_MAX:
-        yield one.fault(
-            path, decimal_text(row.units_promised), f"is more than {COUNT_MAX} units; check units_each"
-        )
-
-
 def _carve_outs(placed: Sequence[Placed]) -> Iterator[Fault]:
     """Events name a carve-out as their pool, so its name is no pool's and in one pool only."""
     pools = [(one, one.item) for one in placed if isinstance(one.item, CapacityContract)]
@@ -217,16 +137,38 @@ def _contracts_of_one_customer(placed: Sequence[Placed]) -> Iterator[Fault]:
     yield from overlaps(rows)
 
 
+def _products(placed: Sequence[Placed]) -> set[str]:
+    """What is sold: every product that a price book or a contract has a price for."""
+    priced = [one.item.prices for one in placed if isinstance(one.item, PriceBook | Contract)]
+    return {row.product for rows in priced for row in rows}
+
+
 def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
     customers = {one.item.customer: one.item for one in placed if isinstance(one.item, Customer)}
     books = {one.item.book: one.item for one in placed if isinstance(one.item, CostBook)}
     pools = {one.item.pool: one.item for one in placed if isinstance(one.item, CapacityContract)}
+    price_books = {one.item.book: one.item for one in placed if isinstance(one.item, PriceBook)}
+    plans = {one.item.plan: one.item for one in placed if isinstance(one.item, Plan)}
+    products = sorted(_products(placed) | named.models)
     for one in placed:
         item = one.item
-        if isinstance(item, Contract):
+        if isinstance(item, PriceBook):
+            yield from price_rules.hours_known(one, item.prices, item)
+        elif isinstance(item, Plan):
+            yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
+            yield from term_rules.products_known(one, item, products)
+        elif isinstance(item, Contract):
             yield from known(one, ("customer",), item.customer, named.customers, "customer")
+            if item.plan is not None:
+                yield from known(one, ("plan",), item.plan, named.plans, "plan")
             if item.price_book is not None:
                 yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
+            for index, row in enumerate(item.commitments):
+                if row.overage_book is not None:
+                    path: KeyPath = ("commitments", index, "overage_book")
+                    yield from known(one, path, row.overage_book, named.price_books, "price book")
+            yield from term_rules.terms_of(one, item, plans, price_books)
+            yield from term_rules.products_known(one, item, products)
             if item.customer in customers:
                 starts = min(row.effective_from for row in customers[item.customer].dated)
                 if item.effective_from < starts:
@@ -263,11 +205,11 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
                     f"{item.provider}; name a cost book of {item.provider}",
                 )
         elif isinstance(item, CostBook):
-            for index, row in enumerate(item.prices):
-                if (item.provider, row.model) not in named.served:
+            for index, price in enumerate(item.prices):
+                if (item.provider, price.model) not in named.served:
                     yield one.fault(
                         ("prices", index, "model"),
-                        row.model,
+                        price.model,
                         f"provider {item.provider} serves no such model; list it under models",
                     )
         elif isinstance(item, CapacityContract):
@@ -276,7 +218,7 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
             for place, dimension in enumerate(item.dimensions):
                 for index, table in enumerate(dimension.burndown):
                     for position, model in enumerate(table.models):
-                        path: KeyPath = ("dimensions", place, "burndown", index, "models", position)
+                        path = ("dimensions", place, "burndown", index, "models", position)
                         yield from known(one, path, model, named.models | {ANY}, "model")
 
 
