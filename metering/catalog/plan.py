@@ -30,6 +30,7 @@ _ROW_NAMES: Final = (
     "value",
     "carve_out",
     "reason",
+    *("hours", "days", "meters", "charge", "discount", "commitment", "credit", "limit"),
 )
 #: What a pool says of buying it: no number of a report about the past depends on it.
 _TERMS_OF_BUYING: Final = (
@@ -167,11 +168,12 @@ def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for key, value in content.items():
             yield from _leaves(value, f"{path} {key}".strip())
     elif isinstance(content, list) and any(isinstance(row, Mapping) for row in content):
-        for row in content:
-            named = [_scalar(row[name]) for name in _ROW_NAMES if name in row]
+        for place, row in enumerate(content, 1):
+            # of a price of a product, `model` says how it is counted, and that may change
+            names = [name for name in _ROW_NAMES if name in row and (name != "model" or "product" not in row)]
             since = [f"from {row['effective_from']}"] if "effective_from" in row else []
-            label = " ".join([part for part in ("/".join(named), *since) if part])
-            rest = {key: value for key, value in row.items() if key not in (*_ROW_NAMES, "effective_from")}
+            label = " ".join(["/".join(_scalar(row[name]) for name in names), *since]).strip() or str(place)
+            rest = {key: value for key, value in row.items() if key not in (*names, "effective_from")}
             yield from _leaves(rest, f"{path} {label}".strip())
     else:
         yield path, _scalar(content)
@@ -203,13 +205,29 @@ def _added(after: Entry) -> Iterator[str]:
 
 
 def _timelines(made: Books) -> dict[Key, dict[tuple[Any, ...], list[Interval]]]:
-    """Per object, every distinct content of its rows with the spans in which it holds."""
+    """Per object, every distinct content of its rows with the spans in which it holds.
+
+    Tiers and hours hold when a rule that has them does, weights when their limit does. Of a book of a contract's
+    own what differs from the book that it was made of is the contract's.
+    """
+    own_books = {
+        book: (contract, book.removesuffix(f" for {contract}"))
+        for contract, book in made.contracts.select("contract", "price_book").iter_rows()
+        if book.endswith(f" for {contract}")
+    }
+    dates = ("effective_from", "effective_until")
+    rules, limits = made.price_rules, made.limits.select("contract", "limit", *dates)
+    named_hours = rules.select("book", "hours", *dates).unique()
     sources = [
         ("customer", "customer", made.customers),
         ("model", "model", made.models),
         ("contract", "contract", made.contracts),
         ("contract", "contract", made.fees),
         ("price_book", "book", made.price_books),
+        ("price_book", "book", rules),
+        ("price_book", "book", rules.select("book", "rule", *dates).join(made.price_tiers, on="rule")),
+        ("price_book", "book", named_hours.join(made.price_hours, on=["book", "hours"])),
+        ("price_book", "book", made.percentages),
         ("cost_book", "book", made.cost_books),
         ("capacity_contract", "pool", made.pools),
         ("capacity_contract", "pool", made.capacity_steps),
@@ -218,10 +236,17 @@ def _timelines(made: Books) -> dict[Key, dict[tuple[Any, ...], list[Interval]]]:
         ("capacity_contract", "pool", made.multipliers),
         ("capacity_contract", "pool", made.set_aside),
         ("contract", "contract", made.entitlements),
+        ("contract", "contract", made.contract_terms),
+        ("contract", "contract", made.discounts),
+        ("contract", "contract", made.commitments),
+        ("contract", "contract", made.credit_grants),
+        ("contract", "contract", made.limits),
+        ("contract", "contract", limits.join(made.limit_weights, on=["contract", "limit"])),
         ("supplier_commitment", "commitment", made.supplier_commitments),
         ("exchange_rate", "currency", made.exchange_rates),
     ]
     lines: dict[Key, dict[tuple[Any, ...], list[Interval]]] = {}
+    of_own: dict[tuple[str, str], dict[tuple[Any, ...], list[Interval]]] = {}
     for place, (kind, column, frame) in enumerate(sources):
         for row in frame.iter_rows(named=True):
             name = row[column]
@@ -235,10 +260,21 @@ def _timelines(made: Books) -> dict[Key, dict[tuple[Any, ...], list[Interval]]]:
                 row = {key: value for key, value in row.items() if key not in _TERMS_OF_BUYING}
             if kind in ("customer", "model"):
                 row.pop("name")
+            own = own_books.get(row.get("price_book", row.get("book", "")))
+            if own is not None:
+                row["price_book" if "price_book" in row else "book"] = own[1]
             if "denominator" in row:
                 numerator = "weight" if "weight" in row else "numerator"
                 row[numerator] = Fraction(row[numerator], row.pop("denominator"))
-            lines.setdefault((kind, name), {}).setdefault((place, *row.values()), []).append(span)
+            said = [tuple(value) if isinstance(value, list) else value for value in row.values()]
+            into = lines.setdefault((kind, name), {})
+            if own is not None and kind == "price_book":
+                into = of_own.setdefault(own, {})
+            into.setdefault((place, *said), []).append(span)
+    for (contract, book), contents in of_own.items():
+        for content, spans in contents.items():
+            if left := minus(spans, lines.get(("price_book", book), {}).get(content, [])):
+                lines.setdefault(("contract", contract), {}).setdefault(content, []).extend(left)
     return lines
 
 

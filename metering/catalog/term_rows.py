@@ -63,7 +63,9 @@ def term_rows(objects: CatalogObjects) -> TermRows:
             entry: Entry = entry,
             before: tuple[Interval, ...] = tuple(before),
         ) -> list[Interval]:
-            begins, ends = start or contract.effective_from, until or contract.effective_until
+            # what a plan dates may reach beyond the contract
+            begins = max(start or contract.effective_from, contract.effective_from)
+            ends = min(until or OPEN, contract.effective_until or OPEN)
             return minus(interval(begins, ends, entry.ended_at), before)
 
         _contract(rows, contract, plans.get(contract.plan or ""), books, within, one_dimension)
