@@ -194,7 +194,7 @@ def _overlaps(one: Placed, rows: Sequence[Priced]) -> Iterator[Fault]:
         cell = (row.item, row.tier, row.region, row.above_input_tokens)
         groups: list[Hashable] = []
         if isinstance(row, ProductPrice) and not row.per_million:
-            groups = [(*cell, row.hours, meter) for meter in priced_meters_of(row)]
+            groups = [(*cell, row.hours, meter) for meter in dict.fromkeys(priced_meters_of(row))]
         elif isinstance(row, ProductPrice) and row.hours is not None:
             groups = [(*cell, row.hours, meter) for meter in sorted(priced_meters(row.per_million))]
             groups.append((*cell, row.hours))

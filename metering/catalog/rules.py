@@ -80,9 +80,10 @@ def check(placed: Sequence[Placed], broken: Named, *, references: bool) -> list[
     faults += _carve_outs(placed)
     faults += _contracts_of_one_customer(placed)
     if references:
+        every_price = not broken.price_books
         for one in placed:
             broken.add(type(one.item), *_identity(one.item))
-        faults += _references(placed, broken)
+        faults += _references(placed, broken, every_price=every_price)
     return faults
 
 
@@ -143,7 +144,8 @@ def _products(placed: Sequence[Placed]) -> set[str]:
     return {row.product for rows in priced for row in rows}
 
 
-def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
+def _references(placed: Sequence[Placed], named: Named, *, every_price: bool) -> Iterator[Fault]:
+    """Names that are nowhere. Without `every_price` a price book has faults, and what it sells is not known."""
     customers = {one.item.customer: one.item for one in placed if isinstance(one.item, Customer)}
     books = {one.item.book: one.item for one in placed if isinstance(one.item, CostBook)}
     pools = {one.item.pool: one.item for one in placed if isinstance(one.item, CapacityContract)}
@@ -156,7 +158,8 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
             yield from price_rules.hours_known(one, item.prices, item)
         elif isinstance(item, Plan):
             yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
-            yield from term_rules.products_known(one, item, products)
+            if every_price:
+                yield from term_rules.products_known(one, item, products)
         elif isinstance(item, Contract):
             yield from known(one, ("customer",), item.customer, named.customers, "customer")
             if item.plan is not None:
@@ -168,7 +171,8 @@ def _references(placed: Sequence[Placed], named: Named) -> Iterator[Fault]:
                     path: KeyPath = ("commitments", index, "overage_book")
                     yield from known(one, path, row.overage_book, named.price_books, "price book")
             yield from term_rules.terms_of(one, item, plans, price_books)
-            yield from term_rules.products_known(one, item, products)
+            if every_price:
+                yield from term_rules.products_known(one, item, products)
             if item.customer in customers:
                 starts = min(row.effective_from for row in customers[item.customer].dated)
                 if item.effective_from < starts:
