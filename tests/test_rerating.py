@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from metering.cli import catalog, rerating
 from metering.core.margin import margin
-from metering.core.rerating import rerated, summed
+from metering.core.rerating import by_customer, compared, differing, moved
 from metering.errors import BadInput
 from metering.periods import parse_period
 from metering.settings import Settings
@@ -129,7 +129,8 @@ def test_lines_that_differ_say_what_they_were_and_what_they_are() -> None:
     )
     period = parse_period("2026-03")
     lines = [margin(usage, a.pool_usage(usage), books, period, "USD").lines for books in (now, before)]
-    found = rerated(*lines)
+    everything = compared(*lines)
+    found = differing(everything)
     check(
         found,
         """
@@ -139,7 +140,12 @@ def test_lines_that_differ_say_what_they_were_and_what_they_are() -> None:
         """,
     )
     check(
-        summed(found, ["customer"]),
-        "customer | revenue_change | cost_change\n acme | -5 | -2",
+        moved(by_customer(everything), found),
+        """
+        customer | line | revenue_before | revenue_now | revenue_change | cost_before | cost_now | cost_change
+        acme     | -    | 12             | 7           | -5             | 3           | 1        | -2
+        """,
     )
-    assert rerated(lines[0], lines[0]).is_empty()
+    of_one_day = found.filter(pl.col("product") == "small").with_columns(pl.lit("other").alias("customer"))
+    assert moved(by_customer(everything), of_one_day)["line"].to_list() == ["unchanged"]
+    assert differing(compared(lines[0], lines[0])).is_empty()

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from metering.catalog import CatalogObjects, Plan, result
 from metering.catalog import books as books_of
 from metering.core import revenue
-from metering.core.rerating import RERATED, rerated, summed
+from metering.core.rerating import RERATED, by_customer, compared, differing, moved
 from metering.delivery import columns
 from metering.delivery.exports import WRITERS, save
 from metering.delivery.report import Provenance, Report, as_total, instant, select
@@ -32,7 +32,8 @@ _FORMS: Final = ("csv", "parquet")
 class Rerated:
     """What a period's charges and costs are under `to_revision` and were under `from_revision`.
 
-    lines: core.rerating.RERATED, of the complete part of the period.
+    lines: core.rerating.RERATED of the complete part of the period, where anything differs. customers: of all lines,
+    by customer.
     """
 
     provenance: Provenance
@@ -40,6 +41,7 @@ class Rerated:
     to_revision: int
     currency: str
     lines: pl.DataFrame
+    customers: pl.DataFrame
 
     def report(self) -> Report:
         """Every line that differs; each row names both revisions."""
@@ -50,15 +52,12 @@ class Rerated:
         return self._laid_out("rerate", rows)
 
     def by_customer(self) -> Report:
-        """What differs per customer, and in total; lines without a customer by what they are."""
-        rows = summed(
-            self.lines.with_columns(
-                pl.coalesce("customer", pl.format("({})", pl.col("line").str.replace("_", " "))).alias(
-                    "customer"
-                )
-            ),
-            ["customer"],
-        )
+        """All that each customer with a difference comes to under both, the rest as one row, and the total."""
+        rows = self.lines
+        if rows.height:
+            rows = moved(self.customers, self.lines)
+            who = pl.coalesce("customer", pl.format("({})", pl.col("line").str.replace("_", " ")))
+            rows = rows.with_columns(who.alias("customer")).drop("line")
         return self._laid_out("rerate", rows)
 
     def _laid_out(self, name: str, rows: pl.DataFrame) -> Report:
@@ -115,8 +114,8 @@ def rerate(
         )
         raise BadInput(f"--from-revision {chosen}: the catalog in force is revision {newest}; {there}")
     before = replace(read_books(connection, chosen), bill_lines=now.bill_lines)
-    lines = _compared(connection, settings, provenance, before, now, progress)
-    return Rerated(provenance, chosen, newest, settings.reporting_currency, lines)
+    found = _compared(connection, settings, provenance, before, now, progress)
+    return Rerated(provenance, chosen, newest, settings.reporting_currency, *found)
 
 
 def impact(
@@ -142,13 +141,15 @@ def impact(
     before = replace(read_books(connection, latest_revision(connection)), bill_lines=before.bill_lines)
     after = replace(books_of(result(applied, made), made.base_revision + 1), bill_lines=before.bill_lines)
     cut = provenance.cut
-    lines = RERATED.empty()
+    found = RERATED.empty(), by_customer(RERATED.empty())
     if first is not None and cut.minutes:
         start = month_start(max(first, _reach(since, provenance, (before, after))).date())
         cut = Period(f"{instant(start)}..{instant(cut.until)}", start, max(start, cut.until))
         provenance = replace(provenance, period=cut, cut=cut)
-        lines = _compared(connection, settings, provenance, before, after, progress)
-    return Rerated(provenance, made.base_revision, made.base_revision + 1, settings.reporting_currency, lines)
+        found = _compared(connection, settings, provenance, before, after, progress)
+    return Rerated(
+        provenance, made.base_revision, made.base_revision + 1, settings.reporting_currency, *found
+    )
 
 
 def _reach(since: datetime, provenance: Provenance, catalogs: tuple[Books, Books]) -> datetime:
@@ -169,14 +170,18 @@ def _compared(
     before: Books,
     now: Books,
     progress: Progress,
-) -> pl.DataFrame:
-    """core.rerating.RERATED of the cut, worked through month by month: lines of months simply add up."""
-    parts = [RERATED.empty()]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The lines of the cut that differ, and all by customer, month by month: lines of months simply add up."""
+    parts, customers = [RERATED.empty()], [by_customer(RERATED.empty())]
     months = list(provenance.cut.months())
     for number, month in enumerate(months, 1):
         progress(f"rating {month.start:%Y-%m} under both catalogs: month {number} of {len(months)}")
         part = replace(provenance, period=month, cut=month)
-        lines = [margin_of(connection, settings, books, part).lines for books in (now, before)]
-        parts.append(rerated(*lines))
+        now_lines, before_lines = (
+            margin_of(connection, settings, books, part).lines for books in (now, before)
+        )
+        lines = compared(now_lines, before_lines)
+        parts.append(differing(lines))
+        customers.append(by_customer(lines))
     progress("")
-    return RERATED.conform(pl.concat(parts))
+    return RERATED.conform(pl.concat(parts)), pl.concat(customers)

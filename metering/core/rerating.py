@@ -5,7 +5,6 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.adjustment import adjustment
 from metering.frames import Frame
 from metering.money import MONEY
 from metering.results import LINE_KEY
@@ -35,45 +34,64 @@ RERATED: Final = Frame(
 )
 
 
-def rerated(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
-    """RERATED of results.MARGIN_LINES of the same usage under two catalogs, in one currency.
+def compared(now: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+    """RERATED of results.MARGIN_LINES of the same usage under two catalogs, in one currency: every line.
 
-    Kind, segment and whatever else a catalog says of a customer are summed over. Comparing a catalog with itself
-    leaves no line.
+    Kind, segment and whatever else a catalog says of a customer are summed over.
     """
-    key, amounts = list(RERATED_KEY), list(RERATED_AMOUNTS)
-    changed = adjustment(now, before, by=key, amounts=amounts)
-    sums = [
-        lines.group_by(key).agg(
-            *(pl.col(name).sum().alias(f"{name}_{what}") for name in amounts), pl.col(_FLAGS).any()
+    key = list(RERATED_KEY)
+    nothing = pl.lit(0, dtype=MONEY)
+    sides = []
+    for lines, own, other in ((now, "now", "before"), (before, "before", "now")):
+        sides.append(
+            lines.select(
+                *key,
+                *(pl.col(name).alias(f"{name}_{own}") for name in RERATED_AMOUNTS),
+                *(nothing.alias(f"{name}_{other}") for name in RERATED_AMOUNTS),
+                *(pl.col(name) & (own == "now") for name in _FLAGS),
+                "currency",
+            )
         )
-        for lines, what in ((before, "before"), (now, "now"))
-    ]
-    was, is_ = sums[0].drop(_FLAGS), sums[1]
-    currency = pl.concat([now["currency"], before["currency"]]).unique()
-    rows = (
-        changed.rename(dict(zip(amounts, _CHANGES, strict=True)))
-        .join(was, on=key, how="left", nulls_equal=True, validate="1:1")
-        .join(is_, on=key, how="left", nulls_equal=True, validate="1:1")
-        .with_columns(
-            *(
-                pl.col(f"{name}_{what}").fill_null(pl.lit(0, dtype=MONEY))
-                for name in amounts
-                for what in ("before", "now")
-            ),
-            *(pl.col(name).fill_null(value=False) for name in _FLAGS),
-            pl.lit(currency.item() if len(currency) else "").alias("currency"),
-        )
-    )
-    return RERATED.conform(rows)
+    return RERATED.conform(_sums(pl.concat(sides, how="diagonal"), key))
 
 
-def summed(lines: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """RERATED lines by some of their key, the largest change of revenue less cost first; lines that cancel stay."""
-    moved = pl.sum_horizontal(pl.col("revenue_change").abs(), pl.col("cost_change").abs())
-    names = [name for name in RERATED.columns if RERATED.columns[name] == MONEY]
+def differing(lines: pl.DataFrame) -> pl.DataFrame:
+    """The lines of RERATED on which anything changes; of a catalog compared with itself none."""
+    return lines.filter(pl.any_horizontal(pl.col(name) != 0 for name in _CHANGES))
+
+
+def _sums(lines: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    sides = [f"{name}_{what}" for name in RERATED_AMOUNTS for what in ("before", "now")]
     return (
         lines.group_by(by)
-        .agg(pl.col(names).sum(), pl.col(_FLAGS).any(), pl.col("currency").first())
-        .sort([moved, *by], descending=[True, *(False for _ in by)], nulls_last=True)
+        .agg(pl.col(sides).sum(), pl.col(_FLAGS).any(), pl.col("currency").first())
+        .with_columns(
+            (pl.col(f"{name}_now") - pl.col(f"{name}_before")).alias(f"{name}_change")
+            for name in RERATED_AMOUNTS
+        )
+    )
+
+
+def by_customer(lines: pl.DataFrame) -> pl.DataFrame:
+    """RERATED lines summed by customer and, where they have none, by line: all that they come to."""
+    key = ["customer", "line"]
+    return _sums(lines.with_columns(pl.when(pl.col("customer").is_null()).then("line").alias("line")), key)
+
+
+def moved(lines: pl.DataFrame, changed: pl.DataFrame) -> pl.DataFrame:
+    """Rows of `by_customer` of those on whose lines (`changed`) anything changes, the most moved first; last, of all
+    others together, customer null and line `unchanged`."""
+    key = ["customer", "line"]
+    who = by_customer(changed).select(*key, pl.lit(value=True).alias("_changed"))
+    told = lines.join(who, on=key, how="left", nulls_equal=True, validate="m:1")
+    rest = pl.col("_changed").is_null()
+    told = told.with_columns(
+        pl.when(~rest).then("customer").alias("customer"),
+        pl.when(rest).then(pl.lit("unchanged")).otherwise(pl.col("line")).alias("line"),
+    )
+    size = pl.col("revenue_change").abs() + pl.col("cost_change").abs()
+    return _sums(told, key).sort(
+        [pl.col("line").eq_missing(pl.lit("unchanged")), size, *key],
+        descending=[False, True, False, False],
+        nulls_last=True,
     )
