@@ -9,10 +9,11 @@ import polars as pl
 from metering.core.allocation import served_costs
 from metering.core.capacity import weigh
 from metering.core.costs import Part, Supply, parts
-from metering.core.effective import edges, slices, with_slice
+from metering.core.effective import edges, in_force, slices, with_slice
 from metering.core.fees import fees_earned
 from metering.core.flows import carve_outs, in_pool
 from metering.core.rating import charges, on_demand_costs
+from metering.core.revenue import Earned, under_terms
 from metering.frames import SUM, Books
 from metering.meters import METERS, TOKEN_METERS
 from metering.money import split_largest_remainder, to_quanta
@@ -33,7 +34,7 @@ class Cells:
     used: pl.DataFrame
 
 
-def cells(usage: pl.DataFrame, made: Supply, books: Books) -> Cells:
+def cells(usage: pl.DataFrame, made: Supply, books: Books, earned: Earned | None = None) -> Cells:
     """Everything that the margin of a period is made of, summed to cells of one price.
 
     usage: frames.USAGE of at least the period of `made`. A charge is a cell of what was sold and one meter; a
@@ -41,11 +42,13 @@ def cells(usage: pl.DataFrame, made: Supply, books: Books) -> Cells:
     by burn (core.allocation) and within a series to its meters by theirs, largest remainder first. Capacity that
     nobody used is a cell of its pool and dimension. What has no price or cost has a quantity and no amount: it
     is in no cell. Cells of one currency sum to the margin lines' amounts in it, exactly.
+    earned: what contracts under terms earned in the period (core.revenue): then their cells are gross at the prices in
+    force, net after all discounts, in proportion to gross, and top-ups, credits and the rest of their waterfall.
     """
     found = [CELLS.empty()]
     used = [USED_BY.empty()]
     for part in parts(usage, made, books):
-        found += [_charges(part, books), *_costs(part, made, books), _fees(part, books)]
+        found += [_charges(part, books, earned), *_costs(part, made, books), _fees(part, books)]
         served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
         tokens = pl.sum_horizontal(pl.col(meter).cast(SUM) for meter in TOKEN_METERS).cast(SUM)
         used.append(
@@ -54,6 +57,8 @@ def cells(usage: pl.DataFrame, made: Supply, books: Books) -> Cells:
             .agg(tokens.sum().alias("tokens"), pl.col("requests").sum().cast(SUM))
         )
     found.append(_unused(made))
+    if earned is not None:
+        found += _earned(earned)
     key = list(CELLS.key)
     summed = pl.concat(found).group_by(key).agg(pl.col("quantity", "gross", "amount").sum())
     by_customer = pl.concat(used).group_by("customer").agg(pl.col("tokens", "requests").sum())
@@ -73,8 +78,65 @@ def _cell(rows: pl.DataFrame, of: str, **named: pl.Expr) -> pl.DataFrame:
     )
 
 
-def _charges(part: Part, books: Books) -> pl.DataFrame:
-    rated, _ = charges(part.sliced, books)
+#: Columns of results.WATERFALL that are cells of their own: revenue adds them, a promotional credit is taken off.
+_OTHER: Final = {
+    "top_up": 1,
+    "overage_premium": 1,
+    "shortfall": 1,
+    "breakage": 1,
+    "promotional_credit": -1,
+}
+
+
+def _earned(earned: Earned) -> Iterator[pl.DataFrame]:
+    """Charges of contracts under terms, by meter, and the rest of what they earned."""
+    usage = earned.lines.filter(pl.col("series_id").is_not_null())
+    nets = {
+        row[:2]: row[2]
+        for row in usage.group_by("series_id", "currency").agg(pl.col("net").sum()).iter_rows()
+    }
+    priced = (
+        earned.priced.group_by("series_id", "currency", "meter")
+        .agg(pl.col("quantity", "gross").sum())
+        .sort("series_id", "currency", "meter")
+    )
+    rows = []
+    for (series_id, currency), group in priced.group_by("series_id", "currency", maintain_order=True):
+        net, whole = nets.get((series_id, currency), 0), int(group["gross"].sum())
+        reached, told = 0, 0
+        for place, (meter, quantity, gross) in enumerate(
+            group.select("meter", "quantity", "gross").iter_rows(), start=1
+        ):
+            # cumulated floors: the parts of a net sum to it, whatever their signs
+            reached += gross
+            upto = net if place == group.height or not whole else net * reached // whole
+            rows.append((series_id, currency, meter, quantity, gross, upto - told))
+            told = upto
+    schema = {"series_id": pl.UInt32, "currency": pl.String, "meter": pl.String}
+    schema |= dict.fromkeys(("quantity", "gross", "amount"), SUM)
+    found = pl.DataFrame(rows, schema=schema, orient="row").join(
+        earned.series, on="series_id", validate="m:1"
+    )
+    sums = found.group_by(*_SOLD, "meter", "currency").agg(pl.col("quantity", "gross", "amount").sum())
+    yield _cell(sums, "charge", item=pl.col("product"), tier=pl.col("tier_sold"))
+    for name, sign in _OTHER.items():
+        rest = (
+            earned.lines.filter(pl.col(name) != 0)
+            .group_by("customer", "item", "currency")
+            .agg((pl.col(name).sum() * sign).cast(SUM).alias("amount"))
+        )
+        yield _cell(rest, name)
+
+
+def _charges(part: Part, books: Books, earned: Earned | None) -> pl.DataFrame:
+    usage = part.sliced
+    if earned is not None:
+        # a slice ends where a contract does
+        bound = books.contracts.select("customer", "contract", "effective_from", "effective_until")
+        usage = in_force(usage, bound, at="quarter_start", by=["customer"])
+        mine = pl.col("contract").is_in(under_terms(books)["contract"].implode())
+        usage = usage.filter(~mine.fill_null(value=False)).drop("contract")
+    rated, _ = charges(usage, books)
     rows = rated.group_by(*_SOLD, "meter", "currency").agg(
         pl.col("quantity").sum(), to_quanta(pl.col("amount")).sum().alias("amount")
     )

@@ -43,7 +43,7 @@ class Earned:
     lines: results.WATERFALL of the period. series: series_id and frames.DIMENSIONS, of `lines`, `counted` and
     `unrated`. counted: results.COUNTED of the period. drawdown: drawing.TRANCHES_DRAWN and credits:
     drawing.GRANTS_DRAWN as of the end of the complete part of the contract's period. unrated: results.UNPRICED of
-    the period with series_id.
+    the period with series_id. priced: results.GROSS of the usage that `lines` are of: what each meter was priced.
     """
 
     lines: pl.DataFrame
@@ -52,6 +52,7 @@ class Earned:
     drawdown: pl.DataFrame
     credits: pl.DataFrame
     unrated: pl.DataFrame
+    priced: pl.DataFrame
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Charged:
     terms: pl.DataFrame
     eligible: pl.DataFrame
     creditable: pl.DataFrame
+    priced: pl.DataFrame
 
 
 def under_terms(books: Books) -> pl.DataFrame:
@@ -121,6 +123,7 @@ def earned(usage: pl.DataFrame, books: Books, period: Period, complete_until: da
         done.drawdown,
         done.credits,
         done.unrated.filter(here),
+        done.priced.filter(here),
     )
 
 
@@ -147,6 +150,7 @@ def charged(usage: pl.DataFrame, books: Books, spans: pl.DataFrame) -> Charged:
         pl.concat([commitment_terms(books).clear(), *(each.terms for each in drawings)]),
         ELIGIBLE.conform(pl.concat([ELIGIBLE.empty(), *(each.eligible for each in drawings)])),
         ELIGIBLE.conform(pl.concat([ELIGIBLE.empty(), *(each.creditable for each in drawings)])),
+        priced.join(spans, on="contract", how="semi"),
     )
 
 

@@ -1,5 +1,6 @@
 """The bridge: a table worked by hand, and what must hold between any two periods of random worlds."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import polars as pl
@@ -7,11 +8,15 @@ from hypothesis import HealthCheck, given, settings
 
 from metering.core.bridge import Told, bridge
 from metering.core.cells import Cells, cells
+from metering.core.costs import supply
 from metering.core.margin import margin
+from metering.core.revenue import earned, under_terms
+from metering.frames import POOL_USAGE
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
 from metering.results import CELLS, FULL_RATES, USED_BY, Frame
 from tests.core.worlds import PERIOD, START, World, supplied
+from tests.oracle.demand_worlds import demand_world
 from tests.text_tables import check, read
 
 relaxed = settings(deadline=None, max_examples=3, suppress_health_check=list(HealthCheck))
@@ -167,3 +172,31 @@ def test_the_terms_sum_to_the_change_and_to_those_of_each_customer(world):
     assert sorted(map(str, each.rows())) == sorted(map(str, parts.rows()))
     assert bridge(old, old, "USD").is_empty()
     assert bridge(new, new, "USD").is_empty()
+
+
+def test_what_contracts_under_terms_earned_is_in_cells_to_the_quantum():
+    met = set()
+    for seed in range(6):
+        world = demand_world(seed)
+        got = earned(world.usage, world.books, world.period, world.complete_until)
+        made = supply(world.usage, POOL_USAGE.empty(), world.books, world.period)
+        under = under_terms(world.books)["contract"].implode()
+        own = replace(
+            got,
+            lines=got.lines.filter(pl.col("contract").is_in(under)),
+            priced=got.priced.filter(pl.col("contract").is_in(under)),
+        )
+        with_terms = cells(world.usage, made, world.books, own).cells
+        without = cells(
+            world.usage, made, world.books, replace(own, lines=own.lines.clear(), priced=own.priced.clear())
+        )
+        rest = without.cells.filter(of="charge")
+        charged = with_terms.filter(of="charge")
+        for mine, theirs in (("gross", "gross"), ("amount", "net")):
+            assert charged[mine].sum() - rest[mine].sum() == own.lines[theirs].sum()
+        for name in ("top_up", "overage_premium", "shortfall", "breakage", "promotional_credit"):
+            sign = -1 if name == "promotional_credit" else 1
+            assert with_terms.filter(of=name)["amount"].sum() == sign * own.lines[name].sum()
+            met |= {name} if own.lines[name].sum() else set()
+        met |= {"discount"} if charged["gross"].sum() != charged["amount"].sum() else set()
+    assert {"discount", "top_up", "promotional_credit"} <= met
