@@ -42,7 +42,7 @@ ELIGIBLE: Final = Frame(
         "holder": pl.String,
         "slice_start": INSTANT,
         "account": pl.String,  # what a tranche says that it draws: a kind of cost, a product
-        "part": pl.UInt32,  # of the account: a series; 0 where it has but one
+        "part": pl.UInt32,  # of the account, in the order in which they draw; 0 where it has but one
         "amount": SUM,
     },
     key=("holder", "slice_start", "account", "part"),
@@ -109,7 +109,7 @@ def draw_down(tranches: pl.DataFrame, eligible: pl.DataFrame, until: datetime) -
     that was paid ahead. A tranche whose end lies after `until` has no shortfall yet.
     """
     items = _items(tranches)
-    left = eligible.filter(pl.col("slice_start") < until)
+    left = eligible.filter(pl.col("slice_start") < until).with_row_index("_line")
     settled: list[pl.DataFrame] = []
     drawn: list[pl.DataFrame] = []
     for turn in range(int(items["turn"].max() or 0)):  # type: ignore[arg-type]  # an integer
@@ -210,7 +210,7 @@ def _settle(now: pl.DataFrame, until: datetime) -> pl.DataFrame:
 
 
 def _less(left: pl.DataFrame, took: pl.DataFrame) -> pl.DataFrame:
-    rest = left.join(took.select(*_LINE, "took"), on=_LINE, how="left", validate="1:1")
+    rest = left.join(took.select("_line", "took"), on="_line", how="left", validate="1:1")
     return rest.with_columns(pl.col("amount") - pl.col("took").fill_null(pl.lit(0, dtype=SUM))).drop("took")
 
 

@@ -112,10 +112,12 @@ def draw_contracts(
     overage_premium = floor(amount at that book x overage / net of the line) - overage.
     """
     terms = _since(commitment_terms(books), spans)
-    lines = lines.with_columns(
-        pl.col("item").fill_null("").alias("account"),
-        pl.col("series_id").fill_null(0).alias("part"),
-        pl.col("quarter_start").alias("slice_start"),
+    lines = (
+        lines.with_columns(
+            pl.col("item").fill_null("").alias("account"), pl.col("quarter_start").alias("slice_start")
+        )
+        .sort("slice_start", "account", "series_id")
+        .with_row_index("part")
     )
     counted = _counted(lines, gross, terms)
     in_units = _eligible(counted, "quantity")
@@ -144,10 +146,9 @@ def draw_contracts(
         said = _since(books.credit_grants.filter(pl.col("kind") == kind), spans)
         paid = draw_down(grant_tranches(said), _left_to_pay(lines, granted), until)
         grants.append(_granted(said, paid.tranches))
-        of = said.select(_holder("contract", "currency"), "contract").unique()
-        lines = _with(
-            lines, paid.drawn.join(of, on="holder", validate="m:1"), into, value="amount"
-        ).with_columns((pl.col("left") - pl.col(into)).alias("left"))
+        lines = _with(lines, paid.drawn, into, value="amount").with_columns(
+            (pl.col("left") - pl.col(into)).alias("left")
+        )
     of_grants = pl.concat([GRANTS_DRAWN.empty(), *grants])
     of_tranches = _drawn(pl.concat([units.tranches, spent.tranches]), terms)
     lines = lines.drop("account", "part", "slice_start", "_covered", "_ahead", "left")
@@ -259,16 +260,15 @@ def _covered(drawn: pl.DataFrame, counted: pl.DataFrame, terms: pl.DataFrame) ->
         .group_by(_LINE)
         .agg(pl.col("amount").sum())
     )
-    return ahead.join(counted, on=_LINE, validate="1:1").with_columns(
-        _part(pl.col("net"), pl.col("amount"), pl.col("quantity")).alias("_covered")
-    )
+    return ahead.join(
+        counted.drop("slice_start", "account"), on=["holder", "part"], validate="1:1"
+    ).with_columns(_part(pl.col("net"), pl.col("amount"), pl.col("quantity")).alias("_covered"))
 
 
 def _with(lines: pl.DataFrame, found: pl.DataFrame, name: str, value: str | None = None) -> pl.DataFrame:
     """The lines with the sum of `value` (default: `name`) of what was found of them, 0 where nothing was."""
-    of = ["contract", "slice_start", "account", "part"]
-    sums = found.group_by(of).agg(pl.col(value or name).sum().alias(name))
-    return lines.join(sums, on=of, how="left", validate="m:1").with_columns(pl.col(name).fill_null(_ZERO))
+    sums = found.group_by("part").agg(pl.col(value or name).sum().alias(name))
+    return lines.join(sums, on="part", how="left", validate="1:1").with_columns(pl.col(name).fill_null(_ZERO))
 
 
 def _premium(
@@ -288,7 +288,11 @@ def _premium(
     pieces = [
         overage_by_tranche(done.overage, _tranches(terms, counted=whole == "quantity"))
         .join(booked, on=["holder", "commitment"], validate="m:1")
-        .join(rows.select(*_LINE, *seen, pl.col(whole).alias("_whole")), on=_LINE, validate="1:1")
+        .join(
+            rows.select("holder", "part", *seen, pl.col(whole).alias("_whole")),
+            on=["holder", "part"],
+            validate="1:1",
+        )
         .select(*_LINE, "amount", "overage_book", "meters", *seen, "_whole")
         for done, rows, whole in drawings
     ]
