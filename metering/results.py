@@ -294,26 +294,6 @@ LIMIT_BURN: Final = Frame(
     key=("plan", "contract", "limit", "pool", "dimension"),
     nullable=frozenset({"plan", "contract"}),
 )
-#: Extra demand of raised limits in a pool by the minute, between two bounds: it fills idle, the rest spills.
-RAISED_DEMAND: Final = Frame(
-    "RAISED_DEMAND",
-    {
-        "pool": pl.String,
-        "dimension": pl.String,
-        "minute": INSTANT,
-        "denominator": pl.Int64,
-        "idle": SUM,
-        **{f"{what}_{bound}": SUM for bound in ("low", "high") for what in ("extra", "filled", "spill")},
-    },
-    key=("pool", "dimension", "minute"),
-    laws={
-        f"extra = filled + spill, {bound}": (
-            pl.col(f"extra_{bound}") == pl.col(f"filled_{bound}") + pl.col(f"spill_{bound}")
-        )
-        & (pl.col(f"filled_{bound}") <= pl.col("idle"))
-        for bound in ("low", "high")
-    },
-)
 #: The limits of a plan (or of a contract), all holders together, against a pool. Burn is a numerator over
 #: `denominator`, of one window. `limit` null: all limits with windows of this length.
 EXPOSURE: Final = Frame(

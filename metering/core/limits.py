@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,6 @@ from metering.results import (
     LIMIT_WINDOWS,
     LIMITS_BY,
     RAISED,
-    RAISED_DEMAND,
     limit_frame,
 )
 
@@ -68,101 +67,6 @@ def raised(
             pl.col("quantity").replace_strict(after, return_dtype=pl.Int64).alias("quantity_after")
         ).with_columns(more.alias("extra_high"), pl.min_horizontal("refused", more).alias("extra_low"))
     )
-
-
-def raised_demand(
-    more: pl.DataFrame, burn: pl.DataFrame, utilization: pl.DataFrame, period: Period
-) -> pl.DataFrame:
-    """The burn of raised limits by the minute, and how much of it fits into idle: results.RAISED_DEMAND.
-
-        burn of an extra = extra x burn / use (of results.LIMIT_BURN),    filled = min(extra, idle of the minute)
-
-    more: results.RAISED. utilization: results.UTILIZATION of the period. An extra lies evenly on the minutes from
-    the first in which its window was binding to the window's end (whole units, the first minutes one more); what
-    lies outside of the period, or in minutes in which the pool had no contract, is left out.
-    Minutes without an extra have no row.
-    """
-    spread = _Spread(period, 2)
-    group: list[pl.Expr | str] = [
-        pl.when(pl.col("plan").is_null()).then("contract").alias("contract"),
-        "plan",
-        "limit",
-    ]
-    spans = (
-        more.group_by(*group, "binding_from", "window_until")
-        .agg(pl.col("extra_low", "extra_high").sum())
-        .join(burn.filter(pl.col("use") > 0), on=["plan", "contract", "limit"], nulls_equal=True)
-    )
-    span = ["pool", "dimension", "binding_from", "window_until"]
-    for *place, since, until, low, high, burned, use in spans.select(
-        *span, "extra_low", "extra_high", "burn", "use"
-    ).iter_rows():
-        spread.add(tuple(place), since, until, (low * burned // use, high * burned // use))
-    extra = spread.minutes(("pool", "dimension"), ("extra_low", "extra_high"))
-    rows = utilization.select("pool", "dimension", "minute", "denominator", "idle").join(
-        extra, on=["pool", "dimension", "minute"], validate="1:1"
-    )
-    for bound in ("low", "high"):
-        rows = rows.with_columns(
-            pl.min_horizontal(f"extra_{bound}", "idle").alias(f"filled_{bound}"),
-            (pl.col(f"extra_{bound}") - pl.min_horizontal(f"extra_{bound}", "idle")).alias(f"spill_{bound}"),
-        )
-    return RAISED_DEMAND.conform(rows)
-
-
-class _Spread:
-    """Integers laid evenly on spans of minutes, the first minutes one more; added up at the end by differences."""
-
-    def __init__(self, period: Period, width: int) -> None:
-        self._period = period
-        self._width = width
-        self._changes: dict[tuple[Any, ...], npt.NDArray[np.object_]] = {}
-
-    def add(self, place: tuple[Any, ...], since: datetime, until: datetime, amounts: Sequence[int]) -> None:
-        """Lay the amounts on [since, until) of a place; what falls outside of the period is lost."""
-        first, last = ((at - self._period.start) // MINUTE for at in (since, until))
-        most, length = self._period.minutes, last - first
-        if place not in self._changes:
-            self._changes[place] = np.zeros((most + 1, self._width), object)
-        changes = self._changes[place]
-        for column, amount in enumerate(amounts):
-            each, left = divmod(amount, length)
-            for start, end, value in ((first, last, each), (first, first + left, 1)):
-                start, end = max(start, 0), min(end, most)
-                if start < end:
-                    changes[start, column] += value
-                    changes[end, column] -= value
-
-    def minutes(self, places: Sequence[str], names: Sequence[str]) -> pl.DataFrame:
-        """The sums, minute by minute, where they are not all 0."""
-        schema: dict[str, pl.DataType | type[pl.DataType]] = {
-            **dict.fromkeys(places, pl.String),
-            "minute": INSTANT,
-            **dict.fromkeys(names, SUM),
-        }
-        parts = [pl.DataFrame(schema=schema)]
-        for place, changes in self._changes.items():
-            sums = np.cumsum(changes[:-1], axis=0)
-            at = np.flatnonzero((sums != 0).any(axis=1))
-            parts.append(
-                pl.DataFrame(
-                    {
-                        **{
-                            name: pl.repeat(value, len(at), dtype=pl.String, eager=True)
-                            for name, value in zip(places, place, strict=True)
-                        },
-                        "minute": _instants(at, self._period.start),
-                        **{name: pl.Series(sums[at, n].tolist(), dtype=SUM) for n, name in enumerate(names)},
-                    },
-                    schema=schema,
-                )
-            )
-        return pl.concat(parts)
-
-
-def _instants(minutes: npt.NDArray[Any], start: datetime) -> pl.Series:
-    since = int(start.timestamp()) // 60
-    return pl.Series((minutes.astype(np.int64) + since) * _MICROSECONDS).cast(INSTANT)
 
 
 _MICROSECONDS: Final = MINUTE // timedelta(microseconds=1)

@@ -18,7 +18,6 @@ from metering.core.limits import (
     limit_reach,
     limit_windows,
     raised,
-    raised_demand,
     summarise_limits,
     unlimited_refusals,
 )
@@ -34,7 +33,7 @@ from metering.frames import (
     Books,
 )
 from metering.periods import Period, parse_period
-from metering.results import LIMIT_BURN, LIMIT_WINDOWS, UTILIZATION
+from metering.results import LIMIT_WINDOWS, UTILIZATION
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read
 
@@ -131,61 +130,20 @@ def subscribers() -> pl.DataFrame:
     )
 
 
-def minutes(idle: int, burn: int = 0) -> pl.DataFrame:
-    """300 minutes of a pool with so much idle in each."""
-    one = read(
-        "pool | dimension | minute | denominator\nnorth | all | 2026-03-10 10:00 | 1",
-        UTILIZATION,
-    )
-    sums = {"contracted": idle + burn, "available": idle + burn, "burn": burn, "served": burn, "idle": idle}
-    return UTILIZATION.conform(
-        pl.concat([one] * 300).with_columns(
-            pl.col("minute") + pl.duration(minutes=pl.int_range(300)),
-            *(pl.lit(value, dtype=pl.Int128).alias(name) for name, value in sums.items()),
-        )
-    )
-
-
-BURN = """
-    plan | limit      | pool  | dimension | use  | use_denominator | burn | denominator
-    team | five hours | north | all       | 8000 | 1               | 8000 | 1
-"""
-
-
 def test_doubling_the_limit_of_a_thousand_subscribers() -> None:
     more = raised(subscribers(), Decimal(2), plans=["team"])
     assert more.height == 400
     assert more.select(pl.col("extra_low", "extra_high").sum()).row(0) == (12_000, 40_000)
-    extra = raised_demand(more, read(BURN, LIMIT_BURN), minutes(25_000 // 300), DAY)
-    names = [f"{what}_{bound}" for bound in ("low", "high") for what in ("extra", "filled", "spill")]
-    # 83 idle in each of 300 minutes is 24,900: 100 less than the 25,000 of the example
-    assert extra.select(pl.col(names).sum()).row(0) == (12_000, 12_000, 0, 40_000, 24_900, 15_100)
-    one = raised_demand(
-        more.with_columns(window_until=instant("2026-03-10 10:01")),
-        read(BURN, LIMIT_BURN),
-        minutes(25_000),
-        DAY,
-    )
-    assert one.select(names).rows() == [(12_000, 12_000, 0, 40_000, 25_000, 15_000)]
-    # at $0.02 a unit
-    assert one["spill_high"].item() * Decimal("0.02") == 300
-
-
-def test_the_burn_of_an_extra_is_that_of_the_use_and_splits_whole_units_first_minutes_first() -> None:
-    more = raised(subscribers().filter(pl.col("held_by") == "seat-0000"), Decimal("1.1"))
-    assert more.select("quantity_after", "extra_low", "extra_high").rows() == [(110, 10, 10)]
-    extra = raised_demand(
-        more.with_columns(binding_from=instant("2026-03-10 14:57")),
-        read(BURN.replace("8000 | 1               | 8000", "8000 | 1               | 4000"), LIMIT_BURN),
-        minutes(0),
-        DAY,
-    )
-    # 10 used more burn 5, over 14:57, 14:58 and 14:59
-    assert extra.select("extra_high", "spill_high").rows() == [(2, 2), (2, 2), (1, 1)]
-    with pytest.raises(BadInput, match="factor of at least 1"):
-        raised(subscribers(), Decimal("0.5"))
+    one = subscribers().filter(pl.col("held_by") == "seat-0000")
+    tenth = raised(one, Decimal("1.1")).select("quantity_after", "extra_low", "extra_high")
+    assert tenth.rows() == [(110, 10, 10)]
     assert raised(subscribers(), Decimal(1))["extra_high"].sum() == 0
     assert raised(subscribers(), Decimal(2), plans=["other"]).is_empty()
+    assert raised(subscribers(), Decimal(2), customers=["acme"], limits=["other"]).is_empty()
+    with pytest.raises(BadInput, match="factor of at least 1"):
+        raised(one, Decimal("0.5"))
+    with pytest.raises(BadInput, match="beyond 64 bits"):
+        raised(one, Decimal("1e18"))
 
 
 def test_windows_of_every_kind_per_holder_with_weights_products_and_a_change_of_the_limit() -> None:
