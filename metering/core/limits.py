@@ -145,7 +145,6 @@ def _number(at: datetime) -> int:
 
 
 _WHO: Final = ("customer", "product", "project", "seat")
-_LIMIT: Final = ("customer", "contract", "plan", "limit", "holder", "window", "window_minutes", "quantity")
 
 
 def _limits(books: Books, period: Period) -> pl.DataFrame:
