@@ -21,7 +21,7 @@ from metering.store import positions, postgres
 from metering.store.batch import Digests, Part
 from metering.store.chain import aligned, text_digest
 from metering.store.ledger import Connection, Ledger
-from metering.store.ledger_rows import LEDGER_COLUMNS, Rows, select_rows
+from metering.store.ledger_rows import LEDGER_COLUMNS, LEDGER_ROW, Rows, select_rows
 from metering.store.positions import Claim
 
 #: Events in one transaction: about what a worker gathers.
@@ -73,16 +73,19 @@ class Template:
 
 def read_template(connection: Connection) -> Template:
     """Up to one batch of the ledger's rows."""
-    rows = select_rows(
+    found = select_rows(
         connection,
         f"SELECT {', '.join(LEDGER_COLUMNS)} FROM usage_events WHERE event_type = 1 AND duration_ms IS NOT NULL "
         f"ORDER BY event_key LIMIT {BATCH_EVENTS}",
         LEDGER_COLUMNS,
     )
+    rows = np.zeros(len(found), LEDGER_ROW)
+    for name in LEDGER_COLUMNS:
+        rows[name] = found[name]
     named = {
-        table: {0: text_digest(""), **{number: text_digest(name) for number, name in found}}
+        table: {0: text_digest(""), **{number: text_digest(name) for number, name in names}}
         for table, column in (("sources", "source"), ("projects", "project"), ("seats", "seat"))
-        if (found := connection.execute(f"SELECT {column}_id, {column} FROM {table}").fetchall())
+        if (names := connection.execute(f"SELECT {column}_id, {column} FROM {table}").fetchall())
     }
     series = {
         number: digest.bytes
