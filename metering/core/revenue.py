@@ -116,14 +116,16 @@ def earned(usage: pl.DataFrame, books: Books, period: Period, complete_until: da
     """
     done = charged(usage, books, spans_of(books, period, complete_until))
     here = pl.col("quarter_start").is_between(period.start, period.until, closed="left")
+    # a customer's other contracts are charged quantity x unit price, as everybody's
+    theirs = pl.col("contract").is_in(under_terms(books)["contract"].implode())
     return Earned(
-        done.lines.filter(here),
+        done.lines.filter(here & theirs),
         done.series,
         done.counted.filter(here),
         done.drawdown,
         done.credits,
         done.unrated.filter(here),
-        done.priced.filter(here),
+        done.priced.filter(here & theirs),
     )
 
 
