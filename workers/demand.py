@@ -231,7 +231,7 @@ def raised_limits(
     return Raised(
         held_back(windows, more, used, books, after),
         more.height,
-        more.select(*of, "held_by").n_unique(),
+        more.select("customer", "held_by").n_unique(),
         int(said["refused_requests"].sum()),
         int(said["refused_unestimated"].sum()),
     )

@@ -369,7 +369,8 @@ def settled(
     before: the capacity of the recorded usage. books: of the scenario. pools: those that the scenario touches.
 
         in    where a pool has more room (available - burn) than it had, or traffic came to it: of its overflow,
-              the largest share with which every dimension still has room
+              the largest share with which every dimension still has room; where it only burns less, no more than
+              what gave way
         out   of what ran in the pool, the smallest share with which every dimension is within available +
               the overrun that was recorded in that minute: a request lands its whole burn on the minute in which
               it ended, and that is no reason to think that it would have been turned away
@@ -386,20 +387,26 @@ def settled(
     state = capacity(within.pool_usage(), books, period).utilization.filter(of)
     was = before.utilization.select(
         *by,
+        pl.col("available").alias("_was"),
         (pl.col("available") - pl.col("burn")).alias("_room"),
         pl.col("overrun").alias("_overrun"),
     )
     state = (
         state.select(*by, "available", pl.col("burn").alias("_burn"), pl.col("spill").alias("_spill"))
         .join(was, on=by, how="left", validate="1:1")
-        .with_columns(pl.col("_room", "_overrun").fill_null(0))
+        .with_columns(pl.col("_was", "_room", "_overrun").fill_null(0))
     )
     whole = pl.lit(_WHOLE, dtype=SUM)
     limit = pl.col("available") + pl.col("_overrun")
     kept = pl.when(pl.col("_burn") > limit).then(part_of(limit, pl.col("_burn"))).otherwise(whole)
-    free = pl.max_horizontal(pl.col("available") - pl.col("_burn"), pl.lit(0, dtype=SUM))
-    fits = pl.when(pl.col("_spill") > free).then(part_of(free, pl.col("_spill"))).otherwise(whole)
     room = pl.col("available") - pl.col("_burn")
+    grown = (pl.col("available") > pl.col("_was")) | pl.col("pool").is_in(list(arrived))
+    nothing_free = pl.lit(0, dtype=SUM)
+    # where only the burn became less, no more moves in than it gave way
+    free = pl.max_horizontal(
+        pl.when(grown).then(room).otherwise(pl.min_horizontal(room, room - pl.col("_room"))), nothing_free
+    )
+    fits = pl.when(pl.col("_spill") > free).then(part_of(free, pl.col("_spill"))).otherwise(whole)
     more = (room > pl.col("_room")) | pl.col("pool").is_in(list(arrived))
     shares = state.group_by("pool", "minute").agg(
         kept.min().alias("_kept"), fits.min().alias("_fits"), more.any().alias("_more")
