@@ -479,10 +479,12 @@ WATERFALL: Final = Frame(
 #: What a margin line is about. Null: not said (idle has no customer, a fee no product).
 LINE_KEY: Final[_Columns] = {
     "day": pl.Date,  # UTC day of the service
-    "line": pl.String,  # usage | fee | idle | undelivered | carved_out
+    "line": pl.String,  # usage | fee | top_up | commitment | credit | idle | undelivered | carved_out
     "customer": pl.String,
     "kind": pl.String,  # of the customer then: paying, trial, ...; `unknown`: not in the catalog
     "segment": pl.String,
+    "contract": pl.String,  # in force then, or the one that the amount is of
+    "plan": pl.String,  # of the contract then
     "product": pl.String,
     "tier_sold": pl.String,
     "provider": pl.String,
@@ -493,9 +495,16 @@ _AMOUNTS: Final[_Columns] = {
     "requests": SUM,  # events served, every attempt
     "billable_requests": SUM,  # events that the customer pays for
     **dict.fromkeys(METERS, SUM),  # served, every attempt
-    "charge": MONEY,  # gross = net for now
+    "gross": MONEY,  # at the prices in force
+    "discount": MONEY,  # line, contract and fixed discounts, and what a maximum capped
+    "charge": MONEY,  # net charges: gross - discount
     "fee": MONEY,
-    "revenue": MONEY,  # charge + fee
+    "top_up": MONEY,  # to the minimum of the contract's period
+    "overage_premium": MONEY,  # what overage costs above the contract's own prices
+    "shortfall": MONEY,
+    "breakage": MONEY,
+    "promotional_credit": MONEY,  # given: it reduces revenue
+    "revenue": MONEY,  # charge + fee + top_up + overage_premium + shortfall + breakage - promotional_credit
     "cost_pool": MONEY,  # share of pools' recognised cost; on an idle line, what stood idle
     "cost_on_demand": MONEY,
     "cost": MONEY,  # usage basis: cost_pool + cost_on_demand
@@ -506,13 +515,26 @@ _AMOUNTS: Final[_Columns] = {
     "on_demand_price": MONEY,  # what the same usage costs on demand; null where a part has no price
     "saving_against_on_demand": MONEY,  # on_demand_price - cost; null where either is not known
     "fx_effect": MONEY,  # margin at month_average - margin at contract rates; null where there is none
+    "revenue_fx_effect": MONEY,  # the part of it that is revenue's
     "charge_unrated": pl.Boolean,  # part of the charge or fee is unrated: the amount is what is known
     "cost_unrated": pl.Boolean,
     "estimated": pl.Boolean,  # pool cost that no bill covers yet, or an exchange rate of an earlier month
 }
-_AMOUNTS_NULL: Final = frozenset({"on_demand_price", "saving_against_on_demand", "fx_effect"})
+_AMOUNTS_NULL: Final = frozenset(
+    {"on_demand_price", "saving_against_on_demand", "fx_effect", "revenue_fx_effect"}
+)
 _AMOUNT_LAWS: Final = {
-    "revenue = charge + fee": pl.col("revenue") == pl.col("charge") + pl.col("fee"),
+    "charge = gross - discount": pl.col("charge") == pl.col("gross") - pl.col("discount"),
+    "revenue = charge + fee + top_up + overage_premium + shortfall + breakage - promotional_credit": (
+        pl.col("revenue")
+        == pl.col("charge")
+        + pl.col("fee")
+        + pl.col("top_up")
+        + pl.col("overage_premium")
+        + pl.col("shortfall")
+        + pl.col("breakage")
+        - pl.col("promotional_credit")
+    ),
     "cost = cost_pool + cost_on_demand": pl.col("cost") == pl.col("cost_pool") + pl.col("cost_on_demand"),
     "cost_loaded = cost + idle_share": pl.col("cost_loaded") == pl.col("cost") + pl.col("idle_share"),
     "cost_by_cause = cost + cause_shift": pl.col("cost_by_cause") == pl.col("cost") + pl.col("cause_shift"),
@@ -627,12 +649,14 @@ def margin_frame(by: Sequence[str]) -> Frame:
 
     margin = revenue - cost, margin_loaded = revenue - cost_loaded. margin_ratio = margin / revenue, null where
     revenue <= 0. breach: margin < floor x revenue, or revenue <= 0 with cost > 0, both on the floor's basis, of
-    paying customers with a floor; null where the rows are
-    not whole customers, so that the question has no answer.
+    paying customers with a floor; null where the rows are not whole customers, so that the question has no answer.
+    breach_by_fx: a breach that would be none at the contract exchange rates.
     """
     who: _Columns = {"name": pl.String, "kind": pl.String, "segment": pl.String} if "customer" in by else {}
     judged: _Columns = (
-        {"floor_ratio": MONEY, "floor_basis": pl.String, "breach": pl.Boolean} if "customer" in by else {}
+        {"floor_ratio": MONEY, "floor_basis": pl.String, "breach": pl.Boolean, "breach_by_fx": pl.Boolean}
+        if "customer" in by
+        else {}
     )
     columns: _Columns = {
         **{name: LINE_KEY[name] for name in by},

@@ -151,12 +151,20 @@ def supply(
     used = capacity(pool_usage, books, period)
     cost = recognised(books, period)
     pool_cost = by_part(cost, used.utilization)
-    changes = edges([books.customers, books.contracts, books.price_books, books.cost_books])
+    dated = [books.customers, books.contracts, books.contract_terms, books.price_books, books.cost_books]
+    changes = edges([*dated, *_charged_on_cost(books)])
     cut = slices(period, changes)
     carried, moved = _by_burn(usage, pool_usage, books, period, reach(books, period, complete_until), cut)
     by_customer = POOL_CUSTOMER_USAGE.empty() if pool_customer_usage is None else pool_customer_usage
     moved += _by_customer(by_customer, books, used.utilization, cost, pool_cost, cut)
     return Supply(period, cut, used, cost, pool_cost, carried, pl.concat([flow(_NONE), *moved]))
+
+
+def _charged_on_cost(books: Books) -> list[pl.DataFrame]:
+    """Dated frames that decide what is charged on cost, slice by slice."""
+    ratios = books.percentages.filter(pl.col("of") == "cost")
+    contracts = books.contracts.filter(pl.col("price_book").is_in(ratios["book"].implode()))["contract"]
+    return [ratios, books.discounts.filter(pl.col("contract").is_in(contracts.implode()))]
 
 
 _CARRIED: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {

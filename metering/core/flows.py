@@ -21,6 +21,8 @@ FLOW: Final[Mapping[str, pl.DataType | type[pl.DataType]]] = {
     "series_id": pl.UInt32,
     "customer": pl.String,
     "pool": pl.String,
+    "contract": pl.String,  # null: that in force for the customer
+    "product": pl.String,  # null: that of the series
     "side": pl.String,
     "into": pl.String,  # the column of the line
     "quanta": SUM,
@@ -52,7 +54,7 @@ def amounts(rated: pl.DataFrame, into: str) -> pl.DataFrame:
         .group_by(pl.col("quarter_start").alias("slice_start"), "series_id", "currency")
         .agg(pl.col("quanta").sum())
     )
-    return flow(sums, line="usage", side="charge" if into == "charge" else "cost", into=into)
+    return flow(sums, line="usage", side="charge" if into == "gross" else "cost", into=into)
 
 
 def gaps(unrated: pl.DataFrame, side: str) -> pl.DataFrame:

@@ -7,6 +7,7 @@ from typing import Final
 
 import polars as pl
 
+from metering.core.agreed import cost_plus, earned_flows, plain
 from metering.core.capacity import Capacity
 from metering.core.costs import QUANTA_MAX, UNKNOWN, Part, Supply, parts, said, supply
 from metering.core.effective import in_force
@@ -14,16 +15,21 @@ from metering.core.exchange import rates, translate
 from metering.core.fees import fees_earned
 from metering.core.flows import UNPRICED, amounts, flow, gaps
 from metering.core.rating import charges
+from metering.core.revenue import Earned, earned
 from metering.core.series import identify
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, INSTANT, SUM, Books
+from metering.frames import DIMENSIONS, INSTANT, SUM, USAGE, Books
 from metering.meters import METERS
 from metering.money import from_quanta, ratio, refuse_beyond, to_quanta
 from metering.periods import Period
 from metering.results import LINE_KEY, MARGIN_BY, MARGIN_LINES, UNRATED, margin_frame
 
 #: What flows into a line; the rest of its amounts are sums of these.
-_KNOWN_AMOUNTS: Final = ("charge", "fee", "cost_pool", "cost_on_demand")
+_TAKEN: Final = ("discount", "promotional_credit")
+_REVENUE: Final = ("gross", "fee", "top_up", "overage_premium", "shortfall", "breakage", *_TAKEN)
+_KNOWN_AMOUNTS: Final = (*_REVENUE, "cost_pool", "cost_on_demand")
+#: What an amount does to the margin.
+_SIGN: Final = {name: 1 if name in _REVENUE and name not in _TAKEN else -1 for name in _KNOWN_AMOUNTS}
 _MOVED: Final = ("idle_share", "cause_shift")
 _FLOWN: Final = (*_KNOWN_AMOUNTS, *_MOVED, "on_demand_price")
 _FLAGS: Final = ("charge_unrated", "cost_unrated", "estimated")
@@ -31,18 +37,23 @@ _SPAN: Final = ("effective_from", "effective_until")
 #: A row by some of these with `customer` is all of a customer, so that its contract's floor applies.
 _WHOLE_CUSTOMERS: Final = frozenset({"customer", "kind", "segment", "day"})
 _COUNTS: Final = ("requests", "billable_requests", *METERS)
-_FLOW_KEY: Final = ("slice_start", "line", "series_id", "customer", "pool", "currency")
+_OF: Final = ("customer", "pool", "contract", "product")
+_FLOW_KEY: Final = ("slice_start", "line", "series_id", *_OF, "currency")
 
 
 @dataclass(frozen=True)
 class Margin:
-    """lines: results.MARGIN_LINES. unrated: results.UNRATED. supply: the pools of the same period and usage."""
+    """lines: results.MARGIN_LINES. unrated: results.UNRATED. supply: the pools of the same period and usage.
+
+    earned: what contracts under terms earned, quarter hour by quarter hour.
+    """
 
     period: Period
     currency: str
     lines: pl.DataFrame
     unrated: pl.DataFrame
     supply: Supply
+    earned: Earned
 
     @property
     def capacity(self) -> Capacity:
@@ -58,18 +69,21 @@ def margin(
     reporting_currency: str,
     *,
     pool_customer_usage: pl.DataFrame | None = None,
+    terms_usage: pl.DataFrame | None = None,
     complete_until: datetime | None = None,
 ) -> Margin:
-    """Charges, fees and cost of a period as the finest margin lines, and what could not be rated.
+    """Revenue and cost of a period as the finest margin lines, and what could not be rated.
 
     usage: frames.USAGE; pool_usage: frames.POOL_USAGE, both of at least the period (where a pool's idle goes by
     burn: of its whole months, core.costs.reach); pool_customer_usage: frames.POOL_CUSTOMER_USAGE of pools with
-    entitlements. Other rows are ignored, rows of one key may be split. period: an open one already cut at
-    `complete_until`, which may lie after the period. `cost` is on the usage basis: customers carry their
-    share of what their pools served, by burn, and their own on-demand and overflow cost; idle, undelivered and
-    carved-out capacity are lines of their own, so that all lines together = recognised cost of the pools +
-    rated on-demand cost, exactly. cost_loaded = cost + idle_share, cost_by_cause = cost + cause_shift: both
-    only move cost between lines.
+    entitlements; terms_usage: frames.USAGE of core.revenue.reach (None: `usage` holds it). Other rows are ignored,
+    rows of one key may be split. period: an open one already cut at `complete_until`, which may lie after the
+    period. revenue = gross - discounts + fees + top-ups + overage premium + shortfall + breakage - promotional
+    credits; what contracts under terms earn is core.revenue's, all else quantity x unit price. `cost` is on the
+    usage basis: customers carry their share of what their pools served, by burn, and their own on-demand and
+    overflow cost; idle, undelivered and carved-out capacity are lines of their own, so that all lines together =
+    recognised cost of the pools + rated on-demand cost, exactly. cost_loaded = cost + idle_share, cost_by_cause =
+    cost + cause_shift: both only move cost between lines.
     Amounts in another currency than `reporting_currency` are summed to the line and translated once, half-even
     to a quantum, at the month_average in force on the line's day; without one they are unrated, reason
     no_exchange_rate. fx_effect = the line's margin so translated less its margin at the `contract` rates, null
@@ -84,24 +98,33 @@ def margin(
         pool_customer_usage=pool_customer_usage,
         complete_until=complete_until,
     )
-    done = [_part(part, books, reporting_currency) for part in parts(usage, made, books)]
+    of_terms = usage if terms_usage is None else terms_usage
+    known_until = period.until if complete_until is None else complete_until
+    by_terms = earned(of_terms.select(*USAGE.columns), books, period, known_until)
+    done = [_part(part, books, by_terms, reporting_currency) for part in parts(usage, made, books)]
     lines = pl.concat([MARGIN_LINES.empty(), *(part_lines for part_lines, _ in done)])
     unrated = pl.concat(
         [UNRATED.empty(), *(part_unrated for _, part_unrated in done), _unrated_spill(made.capacity)]
     )
-    return Margin(period, reporting_currency, MARGIN_LINES.conform(lines), UNRATED.conform(unrated), made)
+    return Margin(
+        period, reporting_currency, MARGIN_LINES.conform(lines), UNRATED.conform(unrated), made, by_terms
+    )
 
 
-def _part(part: Part, books: Books, reporting_currency: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-    charged, uncharged = charges(part.sliced, books)
+def _part(
+    part: Part, books: Books, by_terms: Earned, reporting_currency: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    charged, uncharged = charges(plain(part.sliced, books), books)
     fees = fees_earned(books.fees, books.contract_terms, part.cut).with_columns(
         to_quanta(pl.col("amount")).alias("quanta")
     )
     flows = pl.concat(
         [
             part.flows,
-            amounts(charged, "charge"),
+            amounts(charged, "gross"),
             gaps(uncharged, "charge"),
+            *earned_flows(by_terms, part, books),
+            *cost_plus(part, books),
             flow(fees, line="fee", side="fee", into="fee"),
         ]
     ).with_columns(pl.col("slice_start").dt.date().alias("day"))
@@ -146,7 +169,7 @@ def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     sold = [name for name in DIMENSIONS if name != "counts_for"]
     told = identify(series.select("series_id", *sold).rename({"series_id": "of_series"}), sold)
     ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("sold_id"))
-    key = ["slice_start", "line", "sold_id", "customer", "pool", "side", "meter", "reason", "currency"]
+    key = ["slice_start", "line", "sold_id", *_OF, "side", "meter", "reason", "currency"]
     taken_back = pl.coalesce("quantity", "quanta").sum().over(key) == 0
     gaps = gaps.join(ids, on="series_id", how="left", validate="m:1").with_columns(
         pl.when(~taken_back).then(pl.col("reason")).alias("reason"),
@@ -191,7 +214,7 @@ def _lines(
     told = identify(series.select("series_id", *names).rename({"series_id": "of_series"}), names)
     ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("line_id"))
     # Counts, amounts of usage, and amounts of fee and idle meet in one sum, over numbers rather than text.
-    key = ["slice_start", "line", "line_id", "customer", "pool", "currency"]
+    key = ["slice_start", "line", "line_id", *_OF, "currency"]
     sums = [
         pl.col(*_COUNTS, *_FLOWN).sum(),
         *(pl.col(name).any().fill_null(value=False) for name in (*_FLAGS, "_unpriced")),
@@ -204,47 +227,75 @@ def _lines(
         .join(told.series.rename({"series_id": "line_id"}), on="line_id", how="left", suffix="_of_series")
     )
     rows = rows.with_columns(
-        pl.coalesce("customer", "customer_of_series").alias("customer"),
-        pl.coalesce("pool", "pool_of_series").alias("pool"),
+        *(pl.coalesce(name, f"{name}_of_series").alias(name) for name in ("customer", "pool", "product")),
         pl.col("slice_start").dt.date().alias("day"),
     )
-    quanta = said(rows, books)
+    quanta = _agreed(said(rows, books), books)
     if quanta["slice_start"].n_unique() > quanta["day"].n_unique():
         quanta = quanta.group_by(*LINE_KEY, "currency").agg(sums)
     return _totals(_in_one_currency(quanta, found, reporting_currency))
 
 
+def _agreed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:
+    """Give rows with slice_start, customer and contract (null: that in force for the customer) contract and plan.
+
+    A contract that has ended keeps its last plan: what it still owes is of that plan.
+    """
+    who = rows.select("slice_start", "customer").unique().filter(pl.col("customer").is_not_null())
+    bound = books.contracts.select("customer", *_SPAN, pl.col("contract").alias("_contract"))
+    who = in_force(who, bound, at="slice_start", by=["customer"])
+    rows = rows.join(who, on=["slice_start", "customer"], how="left", validate="m:1")
+    rows = rows.with_columns(pl.coalesce("contract", "_contract").alias("contract")).drop("_contract")
+    planned = books.contract_terms.filter(pl.col("plan").is_not_null())
+    if planned.is_empty():
+        return rows.with_columns(pl.lit(None, dtype=pl.String).alias("plan"))
+    terms = books.contract_terms.filter(pl.col("contract").is_in(planned["contract"].implode()))
+    which = rows.select("slice_start", "contract").unique().drop_nulls("contract").sort("slice_start")
+    plans = which.join_asof(
+        terms.select("contract", "effective_from", "plan").sort("effective_from"),
+        left_on="slice_start",
+        right_on="effective_from",
+        by="contract",
+        strategy="backward",
+        check_sortedness=False,
+    ).select("slice_start", "contract", "plan")
+    return rows.join(plans, on=["slice_start", "contract"], how="left", validate="m:1")
+
+
 def _in_one_currency(quanta: pl.DataFrame, found: pl.DataFrame, into: str) -> pl.DataFrame:
     """Lines per currency -> lines in one, each amount translated once, with fx_effect in quanta."""
-    quanta = quanta.with_columns(pl.lit(0, dtype=SUM).alias("fx_effect"))
+    effects = ("fx_effect", "revenue_fx_effect")
+    quanta = quanta.with_columns(pl.lit(0, dtype=SUM).alias(name) for name in effects)
     abroad = quanta.filter(pl.col("currency") != into)
     if abroad.is_empty():
         # the lines of a day may still have been cut by currency alone
         return quanta.with_columns(pl.lit(into).alias("currency"))
+    found = found.rename({"contract": "at_contract"})
     abroad = abroad.join(found, on=["day", "currency"], how="left", validate="m:1")
     for name in _FLOWN:
         refuse_beyond(abroad, name, QUANTA_MAX, "it cannot be translated exactly; void the events behind it")
     about = abroad.select(
         pl.max_horizontal(pl.col(name).abs() for name in _FLOWN).cast(pl.Float64)
-        * pl.max_horizontal("month_average", "contract").cast(pl.Float64).alias("about")
+        * pl.max_horizontal("month_average", "at_contract").cast(pl.Float64).alias("about")
     ).max()
     if (about.item() or 0) > QUANTA_MAX * 1e12:
         raise BadInput(
             f"an amount is beyond {QUANTA_MAX} once translated into {into}; correct the exchange rate"
         )
-    average, contract = pl.col("month_average"), pl.col("contract")
-    at_contract = [
-        translate(pl.col(name), contract) * (-1 if name.startswith("cost") else 1) for name in _KNOWN_AMOUNTS
-    ]
-    at_average = [
-        translate(pl.col(name), average) * (-1 if name.startswith("cost") else 1) for name in _KNOWN_AMOUNTS
-    ]
+    average, contract = pl.col("month_average"), pl.col("at_contract")
     moved = pl.any_horizontal(pl.col(name) != 0 for name in _KNOWN_AMOUNTS)
-    effect = pl.sum_horizontal(at_average, ignore_nulls=False) - pl.sum_horizontal(
-        at_contract, ignore_nulls=False
-    )
+
+    def effect(names: Sequence[str]) -> pl.Expr:
+        apart = [
+            (translate(pl.col(name), average) - translate(pl.col(name), contract)) * _SIGN[name]
+            for name in names
+        ]
+        whole = pl.sum_horizontal(apart, ignore_nulls=False)
+        return pl.when(moved).then(whole).otherwise(pl.lit(0, dtype=SUM))
+
     abroad = abroad.with_columns(
-        pl.when(moved).then(effect).otherwise(pl.lit(0, dtype=SUM)).alias("fx_effect"),
+        effect(_KNOWN_AMOUNTS).alias("fx_effect"),
+        effect(_REVENUE).alias("revenue_fx_effect"),
         *(translate(pl.col(name), average).alias(name) for name in _FLOWN),
         (pl.col("estimated") | pl.col("rate_estimated")).alias("estimated"),
     ).with_columns(pl.col("fx_effect").is_null().alias("_no_contract_rate"))
@@ -252,12 +303,12 @@ def _in_one_currency(quanta: pl.DataFrame, found: pl.DataFrame, into: str) -> pl
     return (
         both.group_by(list(LINE_KEY))
         .agg(
-            pl.col(*_COUNTS, *_FLOWN, "fx_effect").sum(),
+            pl.col(*_COUNTS, *_FLOWN, *effects).sum(),
             pl.col(*_FLAGS, "_unpriced").any(),
             pl.col("_no_contract_rate").any().fill_null(value=False),
         )
         .with_columns(
-            pl.when(~pl.col("_no_contract_rate")).then(pl.col("fx_effect")).alias("fx_effect"),
+            *(pl.when(~pl.col("_no_contract_rate")).then(pl.col(name)).alias(name) for name in effects),
             pl.lit(into).alias("currency"),
         )
     )
@@ -268,7 +319,8 @@ def _totals(quanta: pl.DataFrame) -> pl.DataFrame:
     price = pl.when(~pl.col("_unpriced")).then(pl.col("on_demand_price"))
     quanta = (
         quanta.with_columns(
-            (pl.col("charge") + pl.col("fee")).alias("revenue"),
+            (pl.col("gross") - pl.col("discount")).alias("charge"),
+            pl.sum_horizontal(pl.col(name) * _SIGN[name] for name in _REVENUE).alias("revenue"),
             (pl.col("cost_pool") + pl.col("cost_on_demand")).alias("cost"),
             price.alias("on_demand_price"),
         )
@@ -289,16 +341,19 @@ def _totals(quanta: pl.DataFrame) -> pl.DataFrame:
 
 
 _MONEY_COLUMNS: Final = (
-    *(*_FLOWN, "revenue", "cost", "cost_loaded", "cost_by_cause"),
-    *("saving_against_on_demand", "fx_effect"),
+    *(*_FLOWN, "charge", "revenue", "cost", "cost_loaded", "cost_by_cause"),
+    *("saving_against_on_demand", "fx_effect", "revenue_fx_effect"),
 )
 
 
 def _unrated(gaps: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     rows = gaps.join(series, on="series_id", how="left", validate="m:1", suffix="_of_series").with_columns(
-        pl.coalesce("customer", "customer_of_series").alias("customer"),
-        pl.coalesce("pool", "pool_of_series").alias("pool"),
+        *(pl.coalesce(name, f"{name}_of_series").alias(name) for name in ("customer", "pool", "product")),
         pl.col("slice_start").dt.date().alias("day"),
+        pl.when(pl.col("into").is_in(_TAKEN))
+        .then(pl.col("quanta") * -1)
+        .otherwise(pl.col("quanta"))
+        .alias("quanta"),
     )
     summed = (
         rows.group_by(UNRATED.key)
@@ -350,7 +405,7 @@ def summarise(
             raise BadInput(f"--by {name}: margin has no such column; choose of {', '.join(MARGIN_BY)}")
     if len(set(by)) != len(by):
         raise BadInput(f"--by {','.join(by)}: a column is named twice; name each once")
-    flown = (*_FLOWN, "fx_effect")
+    flown = (*_FLOWN, "fx_effect", "revenue_fx_effect")
     total = lines.with_columns(to_quanta(pl.col(name)).alias(name) for name in flown)
     groups = (
         total.with_columns(pl.lit(0).alias("_company"))
@@ -363,7 +418,10 @@ def summarise(
             pl.col("currency").first(),
             pl.col("day").max().alias("_last_day"),
         )
-        .with_columns(pl.when(~pl.col("_no_contract_rate")).then(pl.col("fx_effect")).alias("fx_effect"))
+        .with_columns(
+            pl.when(~pl.col("_no_contract_rate")).then(pl.col(name)).alias(name)
+            for name in ("fx_effect", "revenue_fx_effect")
+        )
     )
     margins = (
         _totals(groups)
@@ -426,15 +484,19 @@ def _as_of_last_day(rows: pl.DataFrame, dated: pl.DataFrame, until: datetime | N
 
 
 def _judged(margins: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """Add breach, compared in integers: margin x 10**12 < floor in 10**-12 x revenue, all in quanta."""
+    """Add breach, compared in integers: margin x 10**12 < floor in 10**-12 x revenue, all in quanta.
+
+    breach_by_fx: it is none at the contract exchange rates, at which margin and revenue are theirs less fx_effect.
+    """
+    judged = ("breach", "breach_by_fx")
     if not set(by) <= _WHOLE_CUSTOMERS:
-        return margins.with_columns(pl.lit(None, dtype=pl.Boolean).alias("breach"))
+        return margins.with_columns(pl.lit(None, dtype=pl.Boolean).alias(name) for name in judged)
     loaded = pl.col("floor_basis") == "loaded"
     quanta = margins.select(
         "customer",
         "floor_ratio",
         pl.col("kind") == "paying",
-        to_quanta(pl.col("revenue")).alias("revenue"),
+        *(to_quanta(pl.col(name)).alias(name) for name in ("revenue", "fx_effect", "revenue_fx_effect")),
         *(
             to_quanta(pl.when(loaded).then(pl.col(f"{name}_loaded")).otherwise(pl.col(name))).alias(name)
             for name in ("margin", "cost")
@@ -442,7 +504,16 @@ def _judged(margins: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     )
     refuse_beyond(quanta, "margin", QUANTA_MAX, "no floor can be applied to it exactly")
     refuse_beyond(quanta, "floor_ratio", 1, "a margin floor is a ratio of at most 1; correct the contract")
+    said = pl.col("kind") & pl.col("floor_ratio").is_not_null()
+
+    def below(margin: pl.Expr, revenue: pl.Expr, cost: pl.Expr) -> pl.Expr:
+        short = margin * pl.lit(10**12, dtype=SUM) < to_quanta(pl.col("floor_ratio")) * revenue
+        return said & (short | ((revenue <= 0) & (cost > 0)))
+
     margin, revenue, cost = pl.col("margin"), pl.col("revenue"), pl.col("cost")
-    short = margin * pl.lit(10**12, dtype=SUM) < to_quanta(pl.col("floor_ratio")) * revenue
-    breach = pl.col("kind") & pl.col("floor_ratio").is_not_null() & (short | ((revenue <= 0) & (cost > 0)))
-    return margins.with_columns(quanta.select(breach.fill_null(value=False).alias("breach"))["breach"])
+    breach = below(margin, revenue, cost).fill_null(value=False)
+    moved, earned_more = pl.col("fx_effect"), pl.col("revenue_fx_effect")
+    otherwise = below(margin - moved, revenue - earned_more, cost - earned_more + moved)
+    by_fx = breach & ~otherwise.fill_null(value=True)
+    found = quanta.select(breach.alias("breach"), by_fx.alias("breach_by_fx"))
+    return margins.with_columns(found[name] for name in judged)

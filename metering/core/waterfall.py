@@ -51,7 +51,7 @@ def waterfall(
     """
     gross = gross.filter(pl.col("quarter_start") < pl.lit(until, dtype=INSTANT))
     periods = _covered(books, spans, until)
-    lines = _discounted(gross, books)
+    lines = discounted(gross, books)
     lines = _in_periods(lines, periods)
     lines = _held(lines, periods, books)
     lines = pl.concat([lines.drop("period_start"), _alone(lines, periods)])
@@ -72,7 +72,7 @@ def share(amount: pl.Expr, ratio: pl.Expr) -> pl.Expr:
     return part * amount.sign()
 
 
-def _discounted(gross: pl.DataFrame, books: Books) -> pl.DataFrame:
+def discounted(gross: pl.DataFrame, books: Books) -> pl.DataFrame:
     """One line per quarter hour and series, with line and contract discount; `rest` is what they leave."""
     by = ["quarter_start", "series_id", "customer", "contract", "item", "currency"]
     lines = gross.group_by(by).agg(pl.col("gross").sum())

@@ -23,10 +23,22 @@ from tests.oracle.worlds import plain
 
 relaxed = settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 AMOUNTS = (
-    *("charge", "fee", "revenue", "cost_pool", "cost_on_demand", "cost", "idle_share", "cost_loaded"),
+    *(
+        "gross",
+        "discount",
+        "charge",
+        "fee",
+        "revenue",
+        "cost_pool",
+        "cost_on_demand",
+        "cost",
+        "idle_share",
+        "cost_loaded",
+    ),
     *("cause_shift", "cost_by_cause", "on_demand_price", "saving_against_on_demand", "fx_effect"),
+    "revenue_fx_effect",
 )
-NULL_WINS = ("on_demand_price", "saving_against_on_demand", "fx_effect")
+NULL_WINS = ("on_demand_price", "saving_against_on_demand", "fx_effect", "revenue_fx_effect")
 FLAGS = ("charge_unrated", "cost_unrated", "estimated")
 
 

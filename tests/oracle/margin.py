@@ -69,7 +69,12 @@ def margin(
     def line_key(at: datetime, kind: str, row: Row) -> Key:
         names = ("product", "tier_sold", "provider", "model_served", "pool")
         customer = row.get("customer")
-        return (at.date(), kind, customer, *who(customer, at), *(row.get(name) for name in names))
+        contract = row.get("contract", agreed(customer, at))
+        return (at.date(), kind, customer, *who(customer, at), contract, None, *map(row.get, names))
+
+    def agreed(customer: str | None, at: datetime) -> str | None:
+        found = books.in_force("contracts", at, customer=customer) if customer is not None else None
+        return found["contract"] if found else None
 
     def line(at: datetime, kind: str, row: Row) -> Row:
         return lines[line_key(at, kind, row)]
@@ -207,7 +212,15 @@ def margin(
         for at in quarters(start, until):
             if holds(fee, at):
                 amount = earned(fee, at)
-                money(at, "fee", {"customer": fee["customer"]}, "fee", "fee", amount, fee["currency"])
+                money(
+                    at,
+                    "fee",
+                    {name: fee[name] for name in ("customer", "contract")},
+                    "fee",
+                    "fee",
+                    amount,
+                    fee["currency"],
+                )
 
     for (pool, dimension, at, paid_in), (cost, _) in recognised(books, start, until).items():
         minutes = [used.get((pool, dimension, at + MINUTE * m)) for m in range(15)]
