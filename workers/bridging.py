@@ -99,6 +99,7 @@ def _read(
         provenance.cut,
         settings.reporting_currency,
         pool_customer_usage=usage.pool_customer_usage,
+        terms_usage=usage.terms_usage,
         complete_until=provenance.complete_until,
     )
     totals = computed.lines.group_by("customer").agg(pl.col("revenue", "cost").sum())

@@ -33,11 +33,19 @@ from metering.store.rollups import (
 )
 from metering.tree import Node, total
 from workers.closing import closure_report
-from workers.reports import known
+from workers.reports import known, usage_of_terms
 
 REPORTS: Final = ("margin", "capacity", "closure")
 #: Columns of margin that no pool takes part in.
-_WITHOUT_POOLS: Final = ("revenue", "charge", "fee", "cost_on_demand", "billable_requests")
+_WITHOUT_POOLS: Final = (
+    "revenue",
+    "gross",
+    "discount",
+    "charge",
+    "fee",
+    "cost_on_demand",
+    "billable_requests",
+)
 #: Columns that other customers' entitlements decide.
 _MOVED: Final = ("margin_loaded", "cost_loaded", "cost_by_cause", "idle_share", "cause_shift")
 _NAMED_MAX: Final = 12
@@ -147,7 +155,7 @@ def _computed(
     pools: list[str] | None = None  # all
     mine = USAGE.empty()
     if customer is not None and column not in _MOVED:
-        mine = read_usage_of(connection, cut.start, cut.until, as_of, customer)
+        mine = read_usage_of(connection, cut.start, cut.until, as_of, [customer])
         pools = [] if column in _WITHOUT_POOLS else _pools_of(mine)
     if where.get("line") == "fee":
         pools = []
@@ -173,6 +181,7 @@ def _computed(
         cut,
         settings.reporting_currency,
         pool_customer_usage=by_customer,
+        terms_usage=usage_of_terms(connection, used, provenance, customer),
         complete_until=provenance.complete_until,
     )
     return read, computed

@@ -1,7 +1,9 @@
 """Reports: one snapshot is read (knowledge, books, usage), the core computes, and a report is laid out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
 from functools import cached_property
 from typing import Final
 
@@ -9,24 +11,27 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering import __version__
+from metering.core import revenue
 from metering.core.capacity import capacity, together
 from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
 from metering.core.margin import Margin, margin, summarise
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, select
-from metering.frames import POOL_CUSTOMER_USAGE, SUM, Books
+from metering.frames import POOL_CUSTOMER_USAGE, SUM, USAGE, Books
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
+from metering.money import QUANTUM
 from metering.periods import DAY, Period
 from metering.results import MARGIN_BY, UNRATED
 from metering.settings import Settings
 from metering.store.bills import read_bill_lines
 from metering.store.books import read_books
-from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage
+from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage, read_usage_of
 from metering.store.watermarks import read_knowledge
 from workers.capacity_reports import CapacityReport, chosen_by, known_pool
 
 UNRATED_BY: Final = tuple(name for name in UNRATED.key if name not in ("meter", "currency"))
 _UNRATED_DEFAULT: Final = ("side", "reason", "customer", "product", "model_served", "pool")
+_SELDOM: Final = ("discount", "top_up", "overage_premium", "shortfall", "breakage", "promotional_credit")
 _WHO: Final = ("name", "kind", "segment")
 
 
@@ -49,11 +54,15 @@ def known(
 
 @dataclass(frozen=True)
 class Recorded:
-    """Usage as rollups hold it, as far as the cost of a period needs it: frames USAGE, POOL_USAGE, ..."""
+    """Usage as rollups hold it, as far as the margin of a period needs it: frames USAGE, POOL_USAGE, ...
+
+    terms_usage: of the customers under terms, since when their counters, commitments and credits began.
+    """
 
     usage: pl.DataFrame
     pool_usage: pl.DataFrame
     pool_customer_usage: pl.DataFrame
+    terms_usage: pl.DataFrame
 
 
 def recorded(connection: Connection, books: Books, provenance: Provenance) -> Recorded:
@@ -74,7 +83,24 @@ def recorded(connection: Connection, books: Books, provenance: Provenance) -> Re
     by_customer = POOL_CUSTOMER_USAGE.empty()
     if customers:
         by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of, customers)
-    return Recorded(pl.concat(usage), pl.concat(pool_usage), by_customer)
+    of_terms = usage_of_terms(connection, books, provenance)
+    return Recorded(pl.concat(usage), pl.concat(pool_usage), by_customer, of_terms)
+
+
+def usage_of_terms(
+    connection: Connection, books: Books, provenance: Provenance, customer: str | None = None
+) -> pl.DataFrame:
+    """USAGE that decides what contracts under terms (of one customer, or all) earn in the report's cut."""
+    needed = revenue.reach(books, provenance.cut, provenance.complete_until)
+    if customer is not None:
+        needed = needed.filter(pl.col("customer") == customer)
+    rows = [USAGE.empty()]
+    for (start, until), group in needed.group_by("effective_from", "effective_until", maintain_order=True):
+        assert isinstance(start, datetime)
+        assert isinstance(until, datetime)
+        customers = group["customer"].to_list()
+        rows.append(read_usage_of(connection, start, until, provenance.watermark_id, customers))
+    return pl.concat(rows)
 
 
 def margin_report(
@@ -107,6 +133,7 @@ def margin_of(connection: Connection, settings: Settings, books: Books, provenan
         provenance.cut,
         settings.reporting_currency,
         pool_customer_usage=read.pool_customer_usage,
+        terms_usage=read.terms_usage,
         complete_until=provenance.complete_until,
     )
 
@@ -175,6 +202,8 @@ class MarginReport:
         rows = rows.select(declared)
         # what the reader asked for is shown on any terminal; what nothing moved between, in files alone
         ranks = dict.fromkeys(by, 0)
+        # of what revenue is made of, a table shows what there is
+        ranks |= {name: 9 for name in _SELDOM if not (rows[name] != 0).any()}
         if not (rows["idle_share"] != 0).any():
             ranks |= dict.fromkeys(("idle_share", "margin_loaded"), 9)
         else:  # who carries idle is asked before where its own cost ran
@@ -190,11 +219,27 @@ class MarginReport:
             rows=rows,
             total=as_total(total, rows),
             provenance=self.provenance,
-            notes=tuple(unrated_notes(self.computed.unrated)),
+            notes=(*self._notes(rows), *unrated_notes(self.computed.unrated)),
             empty="no usage, fees or capacity in the complete part of the period",
             shown=_as_shown(rows, by),
             null_texts=_null_texts(by, self.computed.lines),
         )
+
+    def _notes(self, rows: pl.DataFrame) -> Iterator[str]:
+        """The exchange rates that amounts were translated at, and breaches that they alone made."""
+        rates = self.computed.rates
+        if rates.height:
+            told = (
+                f"{name} {plain_rate(low)}{f' to {plain_rate(high)}' if low != high else ''}"
+                f"{' (of the month before)' if estimated else ''}"
+                for name, low, high, estimated in rates.iter_rows()
+            )
+            yield f"in {self.currency} per unit, month average: {', '.join(told)}"
+        if "breach_by_fx" in rows.columns:
+            who = rows.filter(pl.col("breach_by_fx"))["customer"].unique().sort().to_list()
+            if who:
+                names = ", ".join(who[:3]) + (f" and {len(who) - 3} more" if len(who) > 3 else "")
+                yield f"below the floor by exchange rates alone, not at contract rates: {names}"
 
     def usage(self) -> Report:
         """What each customer used, by day, customer and product; every attempt counts, once."""
@@ -260,6 +305,11 @@ def unrated_notes(unrated: pl.DataFrame) -> list[str]:
         tokens = f" {row['tokens']:,} tokens" if row["tokens"] else ""
         parts.append(f"{row['side']} {row['reason']}{tokens}{f' ({names})' if names else ''}")
     return [f"unrated, not in these figures: {'; '.join(parts)}; see `metering report unrated`"]
+
+
+def plain_rate(rate: int) -> str:
+    """A rate in 10**-12 per unit, without zeros at its end."""
+    return f"{(Decimal(rate) * QUANTUM).normalize():f}"
 
 
 def _with_token_totals(rows: pl.DataFrame) -> pl.DataFrame:

@@ -55,7 +55,7 @@ from metering.store.books import read_catalog
 from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage
 from workers.demand import Raised, books_with, known_names, raised_limits, traffic_with
 from workers.planning import Say
-from workers.reports import known, unrated_notes
+from workers.reports import known, unrated_notes, usage_of_terms
 
 _PARTS: Final = ("company", "pool", "plan", "segment", "customer")
 _BURN: Final = ("contracted", "served", "idle", "overrun", "spill")
@@ -98,7 +98,7 @@ def what_if(
     recorded = Traffic(usage, minutes)
     rest = pool_usage.filter(~pl.col("pool").is_in(minutes["pool"].unique().implode()))
 
-    def computed(traffic: Traffic, of: Books, more: Filled | None = None) -> Margin:
+    def computed(traffic: Traffic, of: Books, earlier: pl.DataFrame, more: Filled | None = None) -> Margin:
         parts = [(traffic.usage, traffic.pool_usage(), traffic.minutes)]
         parts += [] if more is None else [(more.usage, more.pool_usage, more.pool_customer_usage)]
         by_quarter, by_minute, by_customer = (pl.concat(frames) for frames in zip(*parts, strict=True))
@@ -109,11 +109,13 @@ def what_if(
             cut,
             settings.reporting_currency,
             pool_customer_usage=by_customer,
+            terms_usage=pl.concat([earlier, by_quarter.select(earlier.columns)]),
             complete_until=complete,
         )
 
     say("computing what was")
-    before = computed(recorded, base)
+    outside = ~pl.col("quarter_start").is_between(span.start, span.until, closed="left")
+    before = computed(recorded, base, usage_of_terms(connection, base, provenance).filter(outside))
     say("applying the scenario")
     supposed, arrived = _traffic(scenario, recorded, cut.start)
     pools = sorted(set(after.pools["pool"]) | set(books.pools["pool"])) if touched is None else touched
@@ -121,7 +123,8 @@ def what_if(
     held = raised_limits(connection, scenario, base, after, provenance)
     bounds = () if held is None else held.filled(found.traffic.pool_usage(), after, cut)
     say("computing what would have been")
-    afters = tuple(computed(found.traffic, after, more) for more in bounds or (None,))
+    earlier = usage_of_terms(connection, after, provenance).filter(outside)
+    afters = tuple(computed(found.traffic, after, earlier, more) for more in bounds or (None,))
     stuck = {*found.stuck, *(pool for more in bounds for pool in more.stuck)}
     return Compared(
         scenario,

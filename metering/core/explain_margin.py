@@ -12,8 +12,9 @@ from metering.core.costs import Part, parts, said
 from metering.core.exchange import rates, translate
 from metering.core.fees import fees_earned
 from metering.core.flows import carve_outs, in_pool
-from metering.core.margin import Margin
+from metering.core.margin import Margin, agreed
 from metering.core.rating import charges, on_demand_costs
+from metering.core.revenue import under_terms
 from metering.errors import BadInput
 from metering.frames import SUM, Books
 from metering.meters import METERS
@@ -26,7 +27,11 @@ from metering.tree import MONEY_PER, Node, grouped, total
 _SUMS: Final[Mapping[str, Sequence[tuple[int, str]]]] = {
     "margin": ((1, "revenue"), (-1, "cost")),
     "margin_loaded": ((1, "revenue"), (-1, "cost_loaded")),
-    "revenue": ((1, "charge"), (1, "fee")),
+    "charge": ((1, "gross"), (-1, "discount")),
+    "revenue": (
+        *((1, name) for name in ("charge", "fee", "top_up", "overage_premium", "shortfall", "breakage")),
+        (-1, "promotional_credit"),
+    ),
     "cost": ((1, "cost_pool"), (1, "cost_on_demand")),
     "cost_loaded": ((1, "cost"), (1, "idle_share")),
     "cost_by_cause": ((1, "cost"), (1, "cause_shift")),
@@ -35,13 +40,19 @@ _SUMS: Final[Mapping[str, Sequence[tuple[int, str]]]] = {
 _COUNTS: Final = ("requests", "billable_requests", *METERS)
 #: Columns told line by line, and what they are.
 _TOLD: Final = {
+    "discount": "line, contract and fixed discounts, and what a maximum capped",
+    "top_up": "what net charges lacked of the minimum of the contract's period",
+    "overage_premium": "what overage costs above the contract's own prices",
+    "shortfall": "what was committed and not drawn by the end of the tranche",
+    "breakage": "paid ahead and never used",
+    "promotional_credit": "credits given",
     "idle_share": "idle cost carried by the pool's idle policy (what some carry is taken from the pool's own line)",
     "cause_shift": "spill premium, moved from who spilled to who took more than it was entitled to",
     "on_demand_price": "quantity x cost book in force, as if all of it had run on demand",
     "fx_effect": "margin as translated less margin at the contract exchange rates",
 }
 #: What may be asked for.
-COLUMNS: Final = (*_SUMS, "charge", "fee", "cost_pool", "cost_on_demand", *_TOLD, *_COUNTS)
+COLUMNS: Final = (*_SUMS, "gross", "fee", "cost_pool", "cost_on_demand", *_TOLD, *_COUNTS)
 
 #: Where a catalog object stands: (kind, name) -> "revision 3, prices.yaml:12".
 Place = Callable[[str, str], str]
@@ -115,9 +126,13 @@ class _Explained:
         if column in _COUNTS:
             return self._counted(column)
         if column in _TOLD:
-            return self._told(column)
+            return self._told(column, _TOLD[column])
+        if column == "gross" and self._under_terms():
+            return self._told(
+                column, "at the prices of the contracts' terms, in tiers, packages, hours or of cost"
+            )
         rows, tree = {
-            "charge": self._charges,
+            "gross": self._charges,
             "fee": self._fees,
             "cost_pool": self._pool_costs,
             "cost_on_demand": self._on_demand,
@@ -174,11 +189,19 @@ class _Explained:
 
     # ---- what a customer pays ----------------------------------------------------------------------------
 
+    def _under_terms(self) -> bool:
+        """Whether any of the cell is charged by more than quantity x unit price."""
+        under = under_terms(self.books)
+        return not self.lines.filter(pl.col("contract").is_in(under["contract"].implode())).is_empty()
+
     def _mine(self, rows: pl.DataFrame, line: str) -> pl.DataFrame:
         """The rows (with slice_start and what lines are about) of the cell, with their day."""
         rows = said(rows, self.books).with_columns(
             pl.lit(line).alias("line"), pl.col("slice_start").dt.date().alias("day")
         )
+        if "contract" not in rows.columns:
+            rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias("contract"))
+        rows = agreed(rows, self.books)
         absent = [name for name in LINE_KEY if name not in rows.columns]
         rows = rows.with_columns(pl.lit(None, dtype=LINE_KEY[name]).alias(name) for name in absent)
         return rows.filter(self.cell.lines)
@@ -403,7 +426,7 @@ class _Explained:
 
     # ---- what is told line by line ----------------------------------------------------------------------------
 
-    def _told(self, column: str) -> Node:
+    def _told(self, column: str, how: str) -> Node:
         unknown = self.lines.filter(pl.col(column).is_null())
         if unknown.height:
             raise BadInput(
@@ -426,7 +449,7 @@ class _Explained:
             MONEY_PER,
             self.made.currency,
         )
-        return self._root(column, found.children, _TOLD[column])
+        return self._root(column, found.children, how)
 
     def _counted(self, column: str) -> Node:
         unit = {"requests": "attempts", "billable_requests": "requests", "accelerator_ms": "ms"}.get(

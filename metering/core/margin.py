@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import polars as pl
 
@@ -45,7 +45,8 @@ _FLOW_KEY: Final = ("slice_start", "line", "series_id", *_OF, "currency")
 class Margin:
     """lines: results.MARGIN_LINES. unrated: results.UNRATED. supply: the pools of the same period and usage.
 
-    earned: what contracts under terms earned, quarter hour by quarter hour.
+    earned: what contracts under terms earned, quarter hour by quarter hour. rates: of each currency that was
+    translated the lowest and highest month_average used (10**-12 per unit), and whether one was of a month before.
     """
 
     period: Period
@@ -54,6 +55,7 @@ class Margin:
     unrated: pl.DataFrame
     supply: Supply
     earned: Earned
+    rates: pl.DataFrame
 
     @property
     def capacity(self) -> Capacity:
@@ -102,18 +104,37 @@ def margin(
     known_until = period.until if complete_until is None else complete_until
     by_terms = earned(of_terms.select(*USAGE.columns), books, period, known_until)
     done = [_part(part, books, by_terms, reporting_currency) for part in parts(usage, made, books)]
-    lines = pl.concat([MARGIN_LINES.empty(), *(part_lines for part_lines, _ in done)])
-    unrated = pl.concat(
-        [UNRATED.empty(), *(part_unrated for _, part_unrated in done), _unrated_spill(made.capacity)]
-    )
+    lines = pl.concat([MARGIN_LINES.empty(), *(each.lines for each in done)])
+    unrated = pl.concat([UNRATED.empty(), *(each.unrated for each in done), _unrated_spill(made.capacity)])
     return Margin(
-        period, reporting_currency, MARGIN_LINES.conform(lines), UNRATED.conform(unrated), made, by_terms
+        period,
+        reporting_currency,
+        MARGIN_LINES.conform(lines),
+        UNRATED.conform(unrated),
+        made,
+        by_terms,
+        _rates_used([each.rates for each in done], reporting_currency),
     )
 
 
-def _part(
-    part: Part, books: Books, by_terms: Earned, reporting_currency: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+class _Done(NamedTuple):
+    lines: pl.DataFrame
+    unrated: pl.DataFrame
+    rates: pl.DataFrame
+
+
+def _rates_used(found: Sequence[pl.DataFrame], into: str) -> pl.DataFrame:
+    average = pl.col("month_average")
+    return (
+        pl.concat([_NO_RATES, *(each.select(_NO_RATES.columns) for each in found)])
+        .filter((pl.col("currency") != into) & average.is_not_null())
+        .group_by("currency")
+        .agg(average.min().alias("lowest"), average.max().alias("highest"), pl.col("rate_estimated").any())
+        .sort("currency")
+    )
+
+
+def _part(part: Part, books: Books, by_terms: Earned, reporting_currency: str) -> _Done:
     charged, uncharged = charges(plain(part.sliced, books), books)
     fees = fees_earned(books.fees, books.contract_terms, part.cut).with_columns(
         to_quanta(pl.col("amount")).alias("quanta")
@@ -154,7 +175,12 @@ def _part(
     flows = _standing(flows, part.known.series)
     lines = _lines(part, flows, books, found, reporting_currency)
     unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), part.known.series)
-    return lines.select(*MARGIN_LINES.columns), unrated
+    return _Done(lines.select(*MARGIN_LINES.columns), unrated, found)
+
+
+_NO_RATES: Final = pl.DataFrame(
+    schema={"currency": pl.String, "month_average": SUM, "rate_estimated": pl.Boolean}
+)
 
 
 def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
@@ -230,13 +256,13 @@ def _lines(
         *(pl.coalesce(name, f"{name}_of_series").alias(name) for name in ("customer", "pool", "product")),
         pl.col("slice_start").dt.date().alias("day"),
     )
-    quanta = _agreed(said(rows, books), books)
+    quanta = agreed(said(rows, books), books)
     if quanta["slice_start"].n_unique() > quanta["day"].n_unique():
         quanta = quanta.group_by(*LINE_KEY, "currency").agg(sums)
     return _totals(_in_one_currency(quanta, found, reporting_currency))
 
 
-def _agreed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:
+def agreed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:
     """Give rows with slice_start, customer and contract (null: that in force for the customer) contract and plan.
 
     A contract that has ended keeps its last plan: what it still owes is of that plan.

@@ -50,8 +50,15 @@ USAGE_SUMS: Final = (
 )
 #: Amounts; the unit of each is the report's currency.
 _AMOUNTS: Final = _columns(
+    ("gross", "money", "gross", "charges", 9),
+    ("discount", "money", "discounts", "", 6),
     ("charge", "money", "charges", "", 4),
     ("fee", "money", "fees", "", 4),
+    ("top_up", "money", "top-ups", "", 6),
+    ("overage_premium", "money", "overage", "premium", 6),
+    ("shortfall", "money", "shortfall", "", 6),
+    ("breakage", "money", "breakage", "", 6),
+    ("promotional_credit", "money", "promotional", "credits", 6),
     ("revenue", "money", "revenue", "", 0),
     ("cost_pool", "money", "pool cost", "", 2),
     ("cost_on_demand", "money", "on-demand cost", "", 2),
@@ -63,18 +70,21 @@ _AMOUNTS: Final = _columns(
     ("on_demand_price", "money", "on-demand price", "", 9),
     ("saving_against_on_demand", "money", "saved on", "demand", 9),
     ("fx_effect", "money", "FX effect", "", 9),
+    ("revenue_fx_effect", "money", "FX effect", "on revenue", 9),
     ("margin", "money", "margin", "", 0),
     ("margin_ratio", "ratio", "margin", "of revenue", 0),
     ("margin_loaded", "money", "loaded margin", "", 4),
     ("floor_ratio", "ratio", "floor", "of revenue", 1),
     ("floor_basis", "text", "floor", "basis", 9),
     ("breach", "flag", "breach", "", 1),
+    ("breach_by_fx", "flag", "breach", "by FX alone", 9),
     ("charge_unrated", "flag", "charge", "unrated", 2),
     ("cost_unrated", "flag", "cost", "unrated", 2),
     ("estimated", "flag", "estimated", "", 9),
     ("currency", "text", "currency", "", 9),
 )
-MARGIN: Final = (*_ABOUT, *USAGE_SUMS, *_AMOUNTS)
+_AGREED: Final = _columns(("contract", "text", "contract", "", 0), ("plan", "text", "plan", "", 0))
+MARGIN: Final = (*_ABOUT, *_AGREED, *USAGE_SUMS, *_AMOUNTS)
 USAGE: Final = (*_ABOUT, *USAGE_SUMS)
 UNRATED: Final = (
     *_ABOUT,

@@ -226,11 +226,11 @@ def first_usage_at(connection: Connection) -> datetime | None:
 
 
 def read_usage_of(
-    connection: Connection, start: datetime, until: datetime, as_of: int | None, customer: str
+    connection: Connection, start: datetime, until: datetime, as_of: int | None, customers: Sequence[str]
 ) -> pl.DataFrame:
-    """As `read_usage`, of one customer: its series are few, and found first."""
+    """As `read_usage`, of some customers: their series are few, and found first."""
     found = connection.execute(
-        text("SELECT series_id FROM series WHERE customer = :customer"), {"customer": customer}
+        text("SELECT series_id FROM series WHERE customer = ANY(:customers)"), {"customers": list(customers)}
     )
     ids = [int(row.series_id) for row in found]
     raw = driver(connection)

@@ -1,0 +1,175 @@
+"""Margin of contracts under terms: what revenue is made of, by contract and plan; breaches that rates alone made."""
+
+from decimal import Decimal
+
+import polars as pl
+import pytest
+
+from metering.core.margin import margin, summarise
+from metering.frames import CONTRACT_TERMS, EXCHANGE_RATES, PERCENTAGES, POOL_USAGE
+from metering.money import to_quanta
+from metering.periods import parse_period
+from metering.results import MARGIN_BY, MARGIN_LINES
+from tests.core import example_books as a
+from tests.core.test_waterfall import DOLLAR, bought, terms
+from tests.text_tables import check, instant, read
+
+MARCH = parse_period("2026-03")
+SOLD = "item | meter | unit_price\n large | output_tokens | 1\n code | output_tokens | 1"
+ON_DEMAND = a.prices("item | meter | unit_price\n large | output_tokens | 0.5", book="on-demand")
+
+
+def of_march(usage, books, period=MARCH, **given):
+    return margin(
+        usage, POOL_USAGE.empty(), books, period, "USD", complete_until=instant("2026-04-01"), **given
+    )
+
+
+def test_revenue_is_made_of_what_the_waterfall_says():
+    """$1,000 less 10 %, minimum $950, promotional $100, plan $200: 900 + 50 + 200 - 100 = 1,050. Cost $500."""
+    books = terms(
+        discounts="discount | ratio\n loyalty | 0.1",
+        contract_terms="plan | minimum\n team | 950",
+        credit_grants="credit | amount | effective_from\n launch | 100 | 2026-03-01",
+        fees=a.fees("amount\n 200"),
+        cost_books=ON_DEMAND,
+    )
+    usage = bought("quarter_start | dollars\n 2026-03-02 00:00 | 400\n 2026-03-20 12:00 | 600")
+    usage = usage.with_columns(pl.lit("cirrus").alias("provider"))
+    made = of_march(usage, books)
+    check(
+        summarise(made.lines, ["contract", "plan"], books),
+        """
+        contract | plan | gross | discount | charge | top_up | promotional_credit | fee | revenue | cost | margin
+        c        | team | 1_000 | 100      | 900    | 50     | 100                | 200 | 1_050   | 500  | 550
+        """,
+    )
+    # the whole is the sum of its days, and usage may be told apart from the usage that terms need
+    days = [
+        of_march(usage, books, parse_period(f"2026-03-{day:02d}"), terms_usage=usage).lines
+        for day in range(1, 32)
+    ]
+    assert MARGIN_LINES.conform(pl.concat(days)).equals(made.lines)
+    assert of_march(usage.clear(), books, terms_usage=usage.clear()).lines["revenue"].sum() == Decimal(1_050)
+    for by in MARGIN_BY:
+        rows = summarise(made.lines, [by], books)
+        assert rows["revenue"].sum() == summarise(made.lines, [], books)["revenue"].item()
+
+
+def test_a_prepaid_customer_earns_what_it_uses():
+    """Prepaid $500, charges $800, cost $600: margin 25 %, not of the $300 that are still due."""
+    books = terms(
+        credit_grants="credit | kind | amount\n prepaid | prepaid | 500",
+        cost_books=a.prices("item | meter | unit_price\n large | output_tokens | 0.75", book="on-demand"),
+    )
+    usage = bought("quarter_start | dollars\n 2026-03-02 00:00 | 800").with_columns(
+        pl.lit("cirrus").alias("provider")
+    )
+    check(
+        summarise(of_march(usage, books).lines, ["customer"], books),
+        "customer | revenue | cost | margin | margin_ratio\n acme | 800 | 600 | 200 | 0.25",
+    )
+
+
+def test_a_shortfall_is_a_line_of_its_own():
+    """Committed $1,000 in March, used 400: shortfall 600."""
+    books = terms(
+        commitments="commitment | amount | effective_from | effective_until\n"
+        " ramp | 1_000 | 2026-03-01 | 2026-04-01",
+    )
+    usage = bought("quarter_start | dollars\n 2026-03-02 00:00 | 400")
+    check(
+        summarise(of_march(usage, books).lines, ["line", "contract", "product"], books),
+        """
+        line       | contract | product | charge | shortfall | revenue
+        usage      | c        | large   | 400    | 0         | 400
+        commitment | c        | -       | 0      | 600       | 600
+        """,
+    )
+
+
+def test_cost_plus_is_a_ratio_of_what_the_usage_cost():
+    """Cost $500 x 1.2, less 10 %: 540. What has no cost has no charge either, and is unrated on both sides."""
+    percent = read(
+        "charge | of | ratio\n cost plus | cost | 1.2",
+        PERCENTAGES,
+        book="standard",
+        effective_from="2026-01-01",
+        currency="USD",
+    )
+    books = terms(
+        price_books=DOLLAR.clear(),
+        percentages=percent,
+        discounts="discount | ratio\n loyalty | 0.1",
+        cost_books=ON_DEMAND,
+    )
+    usage = a.usage(
+        """
+        quarter_start    | model_served | output_tokens
+        2026-03-02 00:00 | large        | 600_000_000
+        2026-03-20 12:00 | large        | 400_000_000
+        2026-03-20 12:00 | larger       | 1
+        """,
+        provider="cirrus",
+    )
+    made = of_march(usage, books)
+    check(
+        summarise(made.lines, ["model_served"], books),
+        """
+        model_served | gross | discount | revenue | cost | margin | charge_unrated
+        large        | 600   | 60       | 540     | 500  | 40     | no
+        larger       | 0     | 0        | 0       | 0    | 0      | yes
+        """,
+    )
+    check(
+        made.unrated,
+        """
+        side   | reason       | model_served | quantity
+        charge | no_cost_book | larger       | 1
+        cost   | no_cost_book | larger       | 1
+        """,
+    )
+
+
+@pytest.mark.parametrize(("contract_rate", "by_fx"), [("0.6", True), ("0.5", False)])
+def test_a_breach_that_exchange_rates_alone_made_says_so(contract_rate, by_fx):
+    """CHF 1,000 of charges at 0.5 in March: revenue 500, cost 450, margin 10 % below the floor of 20 %.
+
+    At 0.6, as agreed: revenue 600, margin 25 %.
+    """
+    told = read(
+        f"kind | effective_from | rate\n month_average | 2026-03-01 | 0.5\n contract | 2026-01-01 | {contract_rate}",
+        EXCHANGE_RATES,
+        currency="CHF",
+        into="USD",
+    )
+    books = terms(
+        price_books=a.prices(SOLD, currency="CHF"),
+        exchange_rates=told,
+        cost_books=a.prices("item | meter | unit_price\n large | output_tokens | 0.45", book="on-demand"),
+    )
+    usage = bought("quarter_start | dollars\n 2026-03-02 00:00 | 1_000").with_columns(
+        pl.lit("cirrus").alias("provider")
+    )
+    made = of_march(usage, books)
+    (row,) = summarise(made.lines, ["customer"], books).to_dicts()
+    assert (row["revenue"], row["margin"], row["breach"], row["breach_by_fx"]) == (500, 50, True, by_fx)
+    assert row["revenue_fx_effect"] == row["fx_effect"] == Decimal(-100 if by_fx else 0)
+    assert made.rates.rows() == [("CHF", 5 * 10**11, 5 * 10**11, False)]
+
+
+def test_what_a_contract_still_owes_is_of_its_last_plan():
+    """A contract that ended keeps its name and plan on lines that name it."""
+    said = read(
+        "contract | plan | effective_from | effective_until\n c | team | 2026-01-01 | 2026-02-01",
+        CONTRACT_TERMS,
+        customer="acme",
+        currency="USD",
+        anchor_day=1,
+        zone="UTC",
+        period_months=1,
+    )
+    books = terms(contract_terms=said, fees=a.fees("amount\n 31"))
+    lines = of_march(a.usage("quarter_start | output_tokens"), books).lines
+    assert lines.select("contract", "plan").unique().rows() == [("c", "team")]
+    assert lines.select(to_quanta(pl.col("fee")).sum()).item() == 31 * 10**12
