@@ -103,7 +103,7 @@ def _read(
         complete_until=provenance.complete_until,
     )
     totals = computed.lines.group_by("customer").agg(pl.col("revenue", "cost").sum())
-    found = cells(usage.usage, computed.supply, books)
+    found = cells(usage.usage, computed.supply, books, computed.earned)
     end = provenance.cut.until - DAY if provenance.cut.minutes else provenance.cut.start
     at = _rates(books, found.cells["currency"].unique().to_list(), end, settings.reporting_currency)
     return _Read(provenance, Told(found, totals, at), computed.unrated), books
