@@ -339,4 +339,12 @@ def explain_closure_cell(
 
 def _placed(connection: Connection, provenance: Provenance) -> Place:
     places = _places(connection, provenance.catalog_revision)
-    return lambda kind, name: places.get((kind, name), "not in the catalog")
+
+    def placed(kind: str, name: str) -> str:
+        # a contract's own prices make a book of their own, named after both
+        book, _, contract = name.partition(" for ")
+        own = (("price_book", book), ("contract", contract)) if contract and kind == "price_book" else ()
+        found = [places[key] for key in own or ((kind, name),) if key in places]
+        return " and ".join(found) or "not in the catalog"
+
+    return placed
