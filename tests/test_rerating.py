@@ -21,6 +21,17 @@ from tests.text_tables import check
 from workers import fold
 
 CHEAPER = CATALOG.replace("uncached_input_tokens: 3,", "uncached_input_tokens: 2,")
+#: Graduated: the first 1.5 million tokens in at 3, the rest at 1; output as before.
+TIERED = CATALOG.replace(
+    "        per_million: {uncached_input_tokens: 3, output_tokens: 15}",
+    """\
+        per_million: {output_tokens: 15}
+      - product: chat
+        effective_from: 2026-01-01
+        meters: [uncached_input_tokens]
+        model: graduated
+        tiers: [{up_to: 1_500_000, per_million: 3}, {per_million: 1}]""",
+)
 
 
 @pytest.fixture
@@ -73,6 +84,9 @@ def test_a_backdated_price_is_shown_before_it_is_applied_and_rerated_after(
     unused = CATALOG.replace("output_tokens: 15}", "output_tokens: 15, cache_read_tokens: 1}")
     shown = run("catalog", "plan", folder("unused", unused)).stdout
     assert "nothing changes: every charge and every cost of recorded usage stays" in " ".join(shown.split())
+    # 1,000,000 at 3 on the 20th; on the 21st half a million at 3 and half at 1
+    shown = run("catalog", "plan", folder("tiered", TIERED)).stdout
+    assert "acme 6.00 5.00 -1.00" in " ".join(shown.split())
     cheaper = folder("cheaper", CHEAPER)
     shown = run("catalog", "plan", cheaper).stdout
     assert "What changes from catalog revision 1 to 2" in shown
