@@ -96,7 +96,9 @@ BAD = [
         "}",
         (
             "catalog.yaml:15: quotas[0].weights.tokens: (missing): has no weight for uncached_input_tokens, "
-            "cache_write_5m_tokens, cache_write_1h_tokens, accelerator_ms; name them, or say `other_meters: 0`"
+            "cache_write_5m_tokens, cache_write_1h_tokens, accelerator_ms, audio_input_tokens, "
+            "audio_output_tokens, image_input_tokens, image_output_tokens, tool_calls; name them, or say "
+            "`other_meters: 0`"
         ),
     ),
     (

@@ -14,7 +14,7 @@ from metering.catalog.placed import Placed, priced_meters, spans
 from metering.catalog.shapes import ANY, CatalogObject, Span, no_rows
 from metering.catalog.spans import interval, span_columns
 from metering.catalog.supply import OTHER_METERS
-from metering.meters import FIRST_METERS, METERS
+from metering.meters import METERS
 
 REQUESTS = "requests"
 _WEIGHED = (*METERS, REQUESTS)
@@ -118,7 +118,7 @@ def quota_faults(one: Placed, quota: Quota) -> Iterator[Fault]:
                 yield one.fault(
                     (*here, meter), meter, f"is not a meter; meters are {', '.join(METERS)} and {REQUESTS}"
                 )
-        lacking = [meter for meter in FIRST_METERS if meter not in priced_meters(weights)]
+        lacking = [meter for meter in METERS if meter not in priced_meters(weights)]
         if lacking and OTHER_METERS not in weights and set(weights) != {REQUESTS}:
             yield one.fault(
                 here,
