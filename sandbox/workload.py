@@ -32,6 +32,7 @@ from sandbox.company import (
     profile,
 )
 from sandbox.malformed import malformed_lines
+from sandbox.turned_away import TurnedAway, turned_away
 
 Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -75,8 +76,8 @@ class Expectation:
 def synthetic_day(day: date, events: int, seed: int) -> Iterator[bytes]:
     """Newline-delimited events of one UTC day, in the order of their arrival: `events` distinct ones.
 
-    Beside them come duplicates (the same bytes again), events that arrive hours late, malformed lines, and the
-    heartbeats of two sources.
+    Beside them come duplicates (the same bytes again), events that arrive hours late, malformed lines, refusals of
+    seats that had used up their limit, and the heartbeats of two sources.
     Deterministic in its three arguments.
     """
     return Workload(day, events, seed).lines()
@@ -92,11 +93,12 @@ class Workload:
         self._make_requests(events)
         self._make_counts()
         self._place()
+        self._turned_away = self._refusals()
         self._malformed = malformed_lines(day, self._random.bytes(10))
         self._order = self._arrivals()
         self._tails = np.frombuffer(self._random.bytes(10 * events), dtype=np.uint8).reshape(events, 10)
         self._salt = self._random.bytes(10)
-        self._others = [line for line, _ in self._malformed] + self._heartbeats()
+        self._others = [line for line, _ in self._malformed] + self._refused() + self._heartbeats()
         self._render_profiles()
 
     def _make_requests(self, events: int) -> None:
@@ -206,9 +208,34 @@ class Workload:
         # the last heartbeats come when everything late has come
         beats = np.tile(_HEARTBEATS_MS, len(SOURCES))
         beats[_HEARTBEATS_MS.size - 1 :: _HEARTBEATS_MS.size] = 2 * _MINUTES * 60_000
-        places = np.r_[np.arange(size), self.again, -1 - np.arange(len(self._malformed) + len(beats))]
-        in_time = np.argsort(np.r_[arrival, resent, malformed, beats], kind="stable")
+        refused = np.array([each.at_ms for each in self._turned_away], dtype=np.int64)
+        others = len(self._malformed) + len(refused) + len(beats)
+        places = np.r_[np.arange(size), self.again, -1 - np.arange(others)]
+        in_time = np.argsort(np.r_[arrival, resent, malformed, refused, beats], kind="stable")
         return np.asarray(places[in_time], dtype=np.int64)
+
+    def _refusals(self) -> list[TurnedAway]:
+        uncached = self.total_input - self.read - self.write_5m - self.write_1h
+        return turned_away(
+            *(self.customer, self.seat, self.ended_ms, self.project, self.product),
+            *(uncached, self.total_input, self.total_output),
+            day_ms=_MINUTES * 60_000,
+        )
+
+    def _refused(self) -> list[bytes]:
+        """Refusals of seats that had used up their limit."""
+        lines = []
+        for number, each in enumerate(self._turned_away):
+            made = self._start_ms + each.at_ms
+            id_ = self._id(f"refusal {number}", made)
+            time = str(np.datetime_as_string(np.datetime64(made, "ms")))
+            lines.append(each.line(id_, time, f"req-{self.day:%Y%m%d}-r{number}"))
+        return lines
+
+    def _id(self, name: str, made_ms: int) -> str:
+        tail = hashlib.blake2b(self._salt + name.encode(), digest_size=10).digest()
+        (text,) = uuid7_texts(np.array([made_ms]), np.frombuffer(tail, dtype=np.uint8).reshape(1, 10))
+        return str(text)
 
     def _heartbeats(self) -> list[bytes]:
         """Heartbeats of every source, one every few minutes of the day."""
@@ -219,9 +246,7 @@ class Workload:
         ]
 
     def _heartbeat(self, source: str, sequence: int, made_ms: int, until_ms: int) -> bytes:
-        name = f"{source} {sequence}".encode()
-        tail = hashlib.blake2b(self._salt + name, digest_size=10).digest()
-        (text,) = uuid7_texts(np.array([made_ms]), np.frombuffer(tail, dtype=np.uint8).reshape(1, 10))
+        text = self._id(f"{source} {sequence}", made_ms)
         made, until = (np.datetime_as_string(np.datetime64(at, "ms")) for at in (made_ms, until_ms))
         return (
             f'{{"specversion":"1.0","id":"{text}","type":"inference.heartbeat.v1","source":"{source}",'

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, date, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -11,6 +12,7 @@ from metering.events import DecodeLimits, RecordBytes, decode
 from metering.frames import DIMENSIONS
 from metering.meters import METERS
 from sandbox.company import BLOCK_A_MINUTE, PTU_WEST_MINUTE
+from sandbox.turned_away import turned_away
 from sandbox.workload import SOURCES, TOTALS, UNKNOWN_CUSTOMER_EVENTS, Workload, synthetic_day
 
 DAY = date(2026, 10, 31)
@@ -155,3 +157,30 @@ def test_pools_are_busy_and_sometimes_full() -> None:
     on_ptu = ran.group_by("minute").sum()["burn"]
     assert 0.45 < on_ptu.sum() / (PTU_WEST_MINUTE * 1_440) < 0.8
     assert 0.01 < day.overflow.mean() < 0.08
+
+
+def test_a_seat_that_used_up_its_window_is_turned_away_once_more_each_time() -> None:
+    """150,000 in five hours from a seat's first use, output counting five times; other customers have no limit."""
+    harbor, acme, minute = 7, 0, 60_000
+    used = [  # customer, seat, minute, uncached input, output
+        (harbor, 1, 10, 100_000, 9_999),
+        (harbor, 1, 200, 5, 0),
+        (harbor, 1, 250, 7, 1),
+        (harbor, 1, 310, 900_000, 0),
+        (harbor, 2, 310, 149_999, 0),
+        (acme, -1, 310, 900_000, 0),
+    ]
+    columns = (np.array([row[place] for row in used]) for place in range(5))
+    customer, seat, ended, uncached, output = columns
+    zero = np.zeros_like(seat)
+    found = turned_away(
+        customer, seat, ended * minute, zero, zero, uncached, uncached, output, day_ms=1440 * minute
+    )
+    assert [(each.customer, each.seat, each.at_ms) for each in found] == [
+        (harbor, 1, 200 * minute + 40_000),
+        (harbor, 1, 250 * minute + 40_000),
+        (harbor, 1, 310 * minute + 40_000),
+    ]
+    refusal = json.loads(found[0].line("01", "2026-11-22T00:00:00", "req-1"))
+    assert refusal["data"]["reason"] == "customer_limit"
+    assert refusal["data"]["seat"] == "seat-001"
