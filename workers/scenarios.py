@@ -41,13 +41,12 @@ from metering.core import scenario as suppose
 from metering.core.capacity import capacity
 from metering.core.costs import reach
 from metering.core.demand import Filled
-from metering.core.effective import in_force
 from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, Which, settled, without_bills
 from metering.core.windows import in_burn_units
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, choose_by, instant, select
-from metering.frames import INSTANT, Books
+from metering.frames import Books
 from metering.money import ratio
 from metering.periods import Period
 from metering.settings import Settings
@@ -130,7 +129,6 @@ def what_if(
         scenario,
         provenance,
         base,
-        after,
         settings.reporting_currency,
         before,
         afters,
@@ -302,7 +300,6 @@ class Compared:
     scenario: Scenario
     provenance: Provenance
     books_before: Books
-    books_after: Books
     currency: str
     before: Margin
     afters: tuple[Margin, ...]
@@ -312,11 +309,10 @@ class Compared:
     filled: tuple[Filled, ...]
 
     @cached_property
-    def _sides(self) -> dict[str, tuple[Margin, Books]]:
+    def _sides(self) -> dict[str, Margin]:
         """Each side under the end of its columns' names."""
         ends = ("_after",) if len(self.afters) == 1 else ("_lower", "_upper")
-        afters = {end: (side, self.books_after) for end, side in zip(ends, self.afters, strict=True)}
-        return {"": (self.before, self.books_before), **afters}
+        return {"": self.before, **dict(zip(ends, self.afters, strict=True))}
 
     def by(self, text: str, *, concluding: bool = True) -> Report:
         """The company, one row per pool and dimension, or one per plan, segment or customer that it changes.
@@ -346,7 +342,7 @@ class Compared:
     def _company(self) -> pl.DataFrame:
         rows = []
         for measure in _MONEY:
-            sums = {end: _amount(side.lines, measure) for end, (side, _) in self._sides.items()}
+            sums = {end: _amount(side.lines, measure) for end, side in self._sides.items()}
             row: dict[str, object] = {"measure": measure}
             for end, amount in sums.items():
                 row |= (
@@ -362,7 +358,7 @@ class Compared:
     def _pools(self) -> pl.DataFrame:
         by = ["pool", "dimension"]
         rows: pl.DataFrame | None = None
-        for end, (side, _) in self._sides.items():
+        for end, side in self._sides.items():
             sums = side.capacity.utilization.group_by(by).agg(
                 pl.col("denominator").first(), *(pl.col(name).sum() for name in _BURN)
             )
@@ -373,7 +369,7 @@ class Compared:
             one = one.rename({name: f"{name}{end}" for name in one.columns if name not in by})
             rows = one if rows is None else rows.join(one, on=by, how="full", coalesce=True)
         assert rows is not None
-        for end, (side, _) in self._sides.items():
+        for end, side in self._sides.items():
             cost = side.lines.group_by("pool").agg(
                 pl.col(name).sum().alias(f"{name}{end}") for name in ("cost_pool", "cost_on_demand")
             )
@@ -385,9 +381,8 @@ class Compared:
     def _changed(self, part: str) -> pl.DataFrame:
         kept = ["revenue", "cost", "margin"]
         rows: pl.DataFrame | None = None
-        for end, (side, books) in self._sides.items():
-            lines = side.lines if part != "plan" else _with_plan(side.lines, books)
-            sums = lines.group_by(part).agg(pl.col("revenue", "cost").sum())
+        for end, side in self._sides.items():
+            sums = side.lines.group_by(part).agg(pl.col("revenue", "cost").sum())
             sums = sums.with_columns((pl.col("revenue") - pl.col("cost")).alias("margin"))
             one = sums.select(part, *(pl.col(name).alias(f"{name}{end}") for name in kept))
             rows = (
@@ -509,13 +504,6 @@ def _named(rows: pl.DataFrame) -> pl.DataFrame:
     }
     names |= {"change_after": "change"}
     return rows.rename({name: to for name, to in names.items() if name in rows.columns})
-
-
-def _with_plan(lines: pl.DataFrame, books: Books) -> pl.DataFrame:
-    """Margin lines with the plan of their customer on their day."""
-    terms = books.contract_terms.select("customer", "plan", "effective_from", "effective_until")
-    at = pl.col("day").cast(INSTANT).alias("_at")
-    return in_force(lines.drop("plan", strict=False).with_columns(at), terms, at="_at", by=["customer"])
 
 
 def _times(amount: Decimal, factor: Fraction) -> Decimal:
