@@ -18,11 +18,15 @@ Row = dict[str, Any]
 Key = tuple[Any, ...]
 Spans = dict[str, tuple[Fraction, Fraction]]
 
-TOKENS = (
+_TEXT = (
     *("uncached_input_tokens", "cache_read_tokens", "cache_write_5m_tokens", "cache_write_1h_tokens"),
     *("output_tokens", "reasoning_tokens"),
 )
-METERS = (*TOKENS, "accelerator_ms")
+_AUDIO_AND_IMAGES = (
+    *("audio_input_tokens", "audio_output_tokens", "image_input_tokens", "image_output_tokens"),
+)
+TOKENS = (*_TEXT, *_AUDIO_AND_IMAGES)
+METERS = (*_TEXT, "accelerator_ms", *_AUDIO_AND_IMAGES, "tool_calls")
 SERIES = (
     *("customer", "product", "tier_sold", "provider", "model_served", "tier_served", "region", "pool"),
     *("ran_on", "counts_for", "context_breakpoint"),
