@@ -626,6 +626,36 @@ FULL_RATES: Final = Frame(
 )
 #: How much each customer used in a period, every attempt.
 USED_BY: Final = Frame("USED_BY", {"customer": pl.String, "tokens": SUM, "requests": SUM}, key=("customer",))
+#: The customers of a plan in tenths by what they cost (core.deciles); fewer than ten: each by itself.
+PLAN_DECILES: Final = Frame(
+    "PLAN_DECILES",
+    {
+        "plan": pl.String,
+        "decile": pl.Int64,  # 1: those who cost most
+        "customer": pl.String,  # null where the row is of several
+        "customers": pl.Int64,
+        "least_cost": MONEY,  # of a customer of the row
+        "most_cost": MONEY,
+        "revenue": MONEY,
+        "cost": MONEY,
+        "cost_share_ratio": RATIO,  # of the plan's cost
+        "margin": MONEY,
+        "margin_ratio": RATIO,
+        "losing": pl.Int64,  # customers whose own margin is negative
+        "losing_ratio": RATIO,
+        "charge_unrated": pl.Boolean,
+        "cost_unrated": pl.Boolean,
+        "estimated": pl.Boolean,
+        "currency": pl.String,
+    },
+    key=("plan", "decile"),
+    nullable=frozenset({"customer", "cost_share_ratio", "margin_ratio"}),
+    laws={
+        "margin = revenue - cost": pl.col("margin") == pl.col("revenue") - pl.col("cost"),
+        "0 <= losing <= customers": pl.col("losing").is_between(0, pl.col("customers")),
+        "least_cost <= most_cost": pl.col("least_cost") <= pl.col("most_cost"),
+    },
+)
 #: The parts of a change of margin: of a customer (null: capacity that nobody used) and term.
 BRIDGE: Final = Frame(
     "BRIDGE",

@@ -130,6 +130,28 @@ def pinned(settings: Settings) -> int:
     return watermark_id
 
 
+def test_plans_by_decile_tie_to_margin_by_plan(
+    ledger: Ledger, settings: Settings, run: Run, tmp_path: Path
+) -> None:
+    pinned(settings)
+    assert "no customer had a plan" in run("report", "plans", *PERIOD).stdout
+    team = "plans:\n  - {plan: team, name: Team, price_book: standard}\ncontracts:"
+    planned = CATALOG.replace("contracts:", team, 1).replace(
+        "    price_book: standard\n    eff", "    plan: team\n    eff"
+    )
+    apply(settings, tmp_path / "catalog", planned)
+    read = json.loads(run("report", "plans", *PERIOD, "--format", "json").stdout)
+    (of_plan,) = read["rows"]
+    assert (of_plan["plan"], of_plan["decile"], of_plan["customer"]) == ("team", 1, "acme")
+    rows = json.loads(run("report", "margin", *PERIOD, "--by", "plan", "--format", "json").stdout)["rows"]
+    (same,) = (row for row in rows if row["plan"] == "team")
+    for name in ("revenue", "cost", "margin", "margin_ratio"):
+        assert of_plan[name] == same[name] == read["total"][name], name
+    # revenue $3.00225, a cost of $0.0007
+    assert read["notes"][0].startswith("team: 1 customer, margin 3.00 USD (100.0 % of revenue), 0 lose money")
+    assert "team" in run("report", "plans", *PERIOD).stdout
+
+
 def test_margin_is_exact_and_cut_where_input_is_complete(
     ledger: Ledger, settings: Settings, run: Run
 ) -> None:

@@ -360,6 +360,7 @@ def documented(heading: str) -> list[str]:
         ("By customer", lambda: columns.CAPACITY_CUSTOMERS),
         ("Unrated", lambda: columns.UNRATED),
         ("Usage", lambda: columns.USAGE),
+        ("Plans", lambda: columns.PLANS),
     ],
 )
 def test_every_column_is_documented(heading: str, found: object) -> None:

@@ -14,9 +14,11 @@ from metering import __version__
 from metering.core import revenue
 from metering.core.capacity import capacity, together
 from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
+from metering.core.deciles import plan_deciles
 from metering.core.margin import Margin, margin, summarise
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, select
+from metering.delivery.tables import money, ratio
 from metering.frames import POOL_CUSTOMER_USAGE, SUM, USAGE, Books
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.money import QUANTUM
@@ -259,6 +261,27 @@ class MarginReport:
             empty="no usage in the complete part of the period",
         )
 
+    def plans(self) -> Report:
+        """The customers of every plan in tenths by what they cost, those who cost most first."""
+        rows = plan_deciles(self.computed.lines)
+        of_plans = self.computed.lines.filter(pl.col("plan").is_not_null())
+        ranks = {name: 9 for name in ("charge_unrated", "cost_unrated") if not rows[name].any()}
+        laid_out = tuple(
+            replace(column, rank=ranks.get(column.name, column.rank)) for column in columns.PLANS
+        )
+        declared = [column.name for column in columns.PLANS]
+        return Report(
+            name="plans",
+            title="Plans by cost decile",
+            columns=columns.in_currency(laid_out, self.currency),
+            rows=rows.select(declared),
+            total=as_total(summarise(of_plans, [], self.books), rows.select(declared)),
+            provenance=self.provenance,
+            notes=(*_plan_notes(rows, of_plans, self.books), *unrated_notes(self.computed.unrated)),
+            empty="no customer had a plan in the complete part of the period",
+            null_texts={"customer": "(several)"},
+        )
+
     def unrated_by(self, text: str | None = None) -> Report:
         """What could not be priced or costed; quantities are summed by meter, amounts by currency."""
         by = choose_by(text, UNRATED_BY, _UNRATED_DEFAULT, "unrated")
@@ -305,6 +328,19 @@ def unrated_notes(unrated: pl.DataFrame) -> list[str]:
         tokens = f" {row['tokens']:,} tokens" if row["tokens"] else ""
         parts.append(f"{row['side']} {row['reason']}{tokens}{f' ({names})' if names else ''}")
     return [f"unrated, not in these figures: {'; '.join(parts)}; see `metering report unrated`"]
+
+
+def _plan_notes(deciles: pl.DataFrame, lines: pl.DataFrame, books: Books) -> Iterator[str]:
+    """One line for each plan: who is in it, its margin, who loses money, and why a row is a customer."""
+    losing = deciles.group_by("plan").agg(pl.col("customers", "losing").sum())
+    told = summarise(lines, ["plan"], books).join(losing, on="plan", validate="1:1").sort("plan")
+    for row in told.iter_rows(named=True):
+        count, ratio_of = row["customers"], row["margin_ratio"]
+        earned = f"{money(row['margin'])} {row['currency']}"
+        if ratio_of is not None:
+            earned += f" ({ratio(ratio_of)} of revenue)"
+        few = "; fewer than ten: each customer is a row" if count < 10 else ""
+        yield f"{row['plan']}: {count:,} customer{'s' * (count != 1)}, margin {earned}, {row['losing']:,} lose money{few}"
 
 
 def plain_rate(rate: int) -> str:

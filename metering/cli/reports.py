@@ -76,6 +76,16 @@ def margin(
 
 
 @app.command()
+def plans(
+    period: PeriodOption = None, as_of: AsOf = None, form: Format = "table", output: Output = None
+) -> None:
+    """The customers of every plan in tenths by what they cost: margin of each, and how many lose money."""
+    from workers import reports
+
+    _run(period, as_of, form, output, lambda c, s, p, w: reports.margin_report(c, s, p, w).plans())
+
+
+@app.command()
 def capacity(
     period: PeriodOption = None,
     as_of: AsOf = None,

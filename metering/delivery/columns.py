@@ -137,6 +137,26 @@ CAPACITY: Final = _columns(
     ("estimated", "flag", "cost", "estimated", 8),
 )
 
+PLANS: Final = _columns(
+    ("plan", "text", "plan", "", 0),
+    ("decile", "count", "decile", "by cost", 0),
+    ("customer", "text", "customer", "", 5),
+    ("customers", "count", "customers", "", 1),
+    ("least_cost", "money", "cost from", "", 4),
+    ("most_cost", "money", "cost to", "", 4),
+    ("revenue", "money", "revenue", "", 0),
+    ("cost", "money", "cost", "", 0),
+    ("cost_share_ratio", "ratio", "cost", "of the plan's", 3),
+    ("margin", "money", "margin", "", 0),
+    ("margin_ratio", "ratio", "margin", "of revenue", 0),
+    ("losing", "count", "losing", "customers", 2),
+    ("losing_ratio", "ratio", "losing", "of customers", 1),
+    ("charge_unrated", "flag", "charge", "unrated", 6),
+    ("cost_unrated", "flag", "cost", "unrated", 6),
+    ("estimated", "flag", "estimated", "", 9),
+    ("currency", "text", "currency", "", 9),
+)
+
 QUOTAS: Final = _columns(
     ("quota", "text", "quota", "", 0),
     ("dimension", "text", "dimension", "", 0),
