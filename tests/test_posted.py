@@ -153,3 +153,32 @@ def test_what_is_learned_of_a_month_before_the_first_closed_one_is_posted_after_
         "2025-03": (None, 100_000, 30_000),
         "2025-04": (None, 5_000, -65_000),
     }
+
+
+def test_usage_after_a_closed_month_moves_it_where_a_contracts_period_holds_both(
+    settings: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
+    """$3,100 at least from March 15 to April 15: $2,100 on top of $1,000 of March, but $550 each of March and April
+    once $1,000 of April are known: $1,550 of March are taken back, and stand in April."""
+    agreed = CATALOG.replace(
+        "price_book: standard, effective_from: 2025-01-01}",
+        "price_book: standard, effective_from: 2025-03-15, effective_until: 2025-04-15,\n"
+        "     billing: {anchor_day: 15}, minimum_per_period: 3100}",
+    )
+    apply(settings, tmp_path / "agreed", agreed)
+    intake = ledger.intake(seen_until="2025-05-02T00:00:00")
+    ledger.batch(intake, [Event("2025-03-20T10:00:00", (0, 1_000), **POOLED)])  # type: ignore[arg-type]
+    close(settings, "2025-03")
+    close(settings, "2025-04")
+    assert [margins(settings, month, "service")[0][-1][1] for month in ("2025-03", "2025-04")] == [3_100, 0]
+    ledger.batch(intake, [Event("2025-04-05T10:00:00", (0, 1_000), **POOLED)])  # type: ignore[arg-type]
+    fold.run(until_idle=True, settings=settings)
+    assert [margins(settings, month, "service")[0][-1][1] for month in ("2025-03", "2025-04")] == [
+        1_550,
+        1_550,
+    ]
+    posted = [margins(settings, month, "posted") for month in ("2025-03", "2025-04", "2025-05")]
+    assert [rows[-1][1] for rows, _ in posted] == [3_100, 0, 0]
+    of_march = [row[1] for row in posted[2][0] if row[0] == "2025-03"]
+    assert sum(of_march) == -1_550
+    assert "learned of 2025-03 after it was closed, posted later: revenue -1,550.00" in posted[0][1][0]

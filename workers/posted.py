@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from metering.core.margin import summarise
 from metering.core.posting import posted
+from metering.core.revenue import reach
 from metering.delivery.report import Column, Report
 from metering.delivery.tables import money
 from metering.errors import BadInput
@@ -18,7 +19,7 @@ from metering.periods import Period, month_start, next_month_start
 from metering.results import MARGIN_LINES
 from metering.settings import Settings
 from metering.store.periods import closes, learned, months_before
-from workers.reports import MarginReport, margin_report
+from workers.reports import MarginReport, known, margin_report
 
 #: What a margin may be asked by beside its columns: when it was served, or when we learned of it.
 SERVICE: Final = "service"
@@ -67,16 +68,36 @@ def read_posted(
         if (
             before is not None
             and before != at
-            and learned(connection, month_start(earlier), next_month_start(earlier), before, at)
+            and _may_have_moved(connection, settings, span := _whole(earlier), before, at)
         ):
-            span = Period(f"{earlier:%Y-%m}", month_start(earlier), next_month_start(earlier))
             now, then = (margin_report(connection, settings, span, w).computed.lines for w in (at, before))
             late.append((earlier, now, then))
     lines = posted(MARGIN_LINES, (month, own.computed.lines), late)
     service = own
-    if month in closed and learned(connection, period.start, period.until, closed[month], as_of):
+    if month in closed and _may_have_moved(connection, settings, period, closed[month], as_of):
         service = margin_report(connection, settings, period, as_of)
     return PostedMargin(month, own, lines, service)
+
+
+def _whole(month: date) -> Period:
+    return Period(f"{month:%Y-%m}", month_start(month), next_month_start(month))
+
+
+def _may_have_moved(
+    connection: Connection, settings: Settings, month: Period, before: int, after: int | None
+) -> bool:
+    """Whether anything was learned between two points of knowledge that can move the lines of a month.
+
+    Terms of contracts reach beyond it: what a counter or a commitment began with before, and what is spread over a
+    contract's period, of which more is known as time passes, even without usage.
+    """
+    spans = []
+    for at in (before, after):
+        provenance, books = known(connection, settings, month, at)
+        spans.append(reach(books, provenance.cut, provenance.complete_until))
+    start = min([month.start, *spans[1]["effective_from"]])
+    until = max([month.until, *spans[1]["effective_until"]])
+    return not spans[0].equals(spans[1]) or learned(connection, start, until, before, after)
 
 
 @dataclass(frozen=True)
