@@ -1,6 +1,7 @@
 """The demand side of the catalog without a database: good terms become books, bad ones a list of what to mend."""
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import polars as pl
 import pytest
 
 from metering.catalog import books, plan
-from metering.catalog.objects import body, from_body
+from metering.catalog.objects import CatalogObjects, body, from_body
 from metering.meters import METERS
 from tests.test_catalog import AT, SOUND, faults_of, instant, objects_of
 
@@ -812,6 +813,28 @@ def test_terms_become_frames(tmp_path: Path) -> None:
         ("output_tokens", 10, 2),
         ("reasoning_tokens", 10, 2),
         ("uncached_input_tokens", 1, 2),
+    ]
+
+
+def test_a_commitment_that_another_contract_interrupts_is_committed_once(tmp_path: Path) -> None:
+    """The contract left the catalog, and one that was agreed since holds from March to June."""
+    entries = objects_of(tmp_path, TERMS).entries
+    old, between = entries["contract", "acme-2026"], entries["contract", "cobb-team"]
+    span = {"effective_from": instant("2026-03-01"), "effective_until": instant("2026-06-01")}
+    item = between.item.model_copy(update={"contract": "acme-spring", "customer": "acme", **span})
+    made = books(
+        CatalogObjects(
+            {
+                **entries,
+                ("contract", "acme-2026"): replace(old, ended_at=instant("2026-09-01")),
+                ("contract", "acme-spring"): replace(between, item=item, catalog_revision=1),
+            }
+        ),
+        2,
+    )
+    assert made.contracts.filter(contract="acme-2026").height == 2
+    assert made.commitments.select("commitment", "effective_from", "effective_until", "amount").rows() == [
+        ("ramp", instant("2026-01-01"), instant("2026-09-01"), 1000)
     ]
 
 

@@ -170,9 +170,10 @@ def _discounts(contract: Contract, who: Row, within: _Within) -> Iterator[Row]:
 
 def _tranches(commitment: Commitment, who: Row, currency: str, within: _Within) -> Iterator[Row]:
     for tranche in commitment.tranches:
-        for span in within(tranche.effective_from, tranche.effective_until):
-            if span[1] == OPEN:
-                continue
+        spans = within(tranche.effective_from, tranche.effective_until)
+        # committed once, whatever contract holds in between
+        span = (spans[0][0], spans[-1][1]) if spans else (OPEN, OPEN)
+        if span[1] != OPEN:
             yield {
                 **who,
                 "commitment": commitment.commitment,
