@@ -439,6 +439,7 @@ COUNTED: Final = Frame(
         "counter_start": INSTANT,  # when the counter began to count
         "position": SUM,  # units counted before
         "counted": SUM,  # units of the counter in this quarter hour, over all its rules
+        "total": SUM,  # units of the counter's span as far as it is known: a volume's tier is that of these
         "quantity": SUM,  # those of them that this rule prices
         "gross": SUM,  # count of money.QUANTUM
     },
