@@ -12,7 +12,8 @@ from metering.core.capacity import capacity, carve_out_pools
 from metering.core.costs import reach
 from metering.core.explain_capacity import CapacityCell, explain_capacity
 from metering.core.explain_closure import BASES, ClosureCell, explain_closure
-from metering.core.explain_margin import COLUMNS, Cell, Place, explain_margin
+from metering.core.explain_margin import COLUMNS, Cell, explain_margin
+from metering.core.explain_terms import Place
 from metering.core.flows import carve_outs
 from metering.core.margin import Margin, margin
 from metering.core.windows import pool_costs
@@ -43,6 +44,7 @@ _WITHOUT_POOLS: Final = (
     "discount",
     "charge",
     "fee",
+    *("top_up", "overage_premium", "shortfall", "breakage", "promotional_credit"),
     "cost_on_demand",
     "billable_requests",
 )
@@ -156,7 +158,9 @@ def _computed(
     mine = USAGE.empty()
     if customer is not None and column not in _MOVED:
         mine = read_usage_of(connection, cut.start, cut.until, as_of, [customer])
-        pools = [] if column in _WITHOUT_POOLS else _pools_of(mine)
+        # a charge that is a ratio of our cost hangs on the pools too
+        at_cost = (books.percentages["of"] == "cost").any()
+        pools = [] if column in _WITHOUT_POOLS and not at_cost else _pools_of(mine)
     if where.get("line") == "fee":
         pools = []
     months = reach(books, cut, provenance.complete_until)

@@ -6,15 +6,16 @@ from typing import Any, Final
 
 import polars as pl
 
+from metering.core.agreed import plain
 from metering.core.allocation import served_costs
 from metering.core.capacity import weigh
 from metering.core.costs import Part, parts, said
 from metering.core.exchange import rates, translate
+from metering.core.explain_terms import Place, Terms, cost_plus_lines, gross_lines, waterfall_lines
 from metering.core.fees import fees_earned
 from metering.core.flows import carve_outs, in_pool
 from metering.core.margin import Margin, agreed
 from metering.core.rating import charges, on_demand_costs
-from metering.core.revenue import under_terms
 from metering.errors import BadInput
 from metering.frames import SUM, Books
 from metering.meters import METERS
@@ -40,22 +41,18 @@ _SUMS: Final[Mapping[str, Sequence[tuple[int, str]]]] = {
 _COUNTS: Final = ("requests", "billable_requests", *METERS)
 #: Columns told line by line, and what they are.
 _TOLD: Final = {
-    "discount": "line, contract and fixed discounts, and what a maximum capped",
-    "top_up": "what net charges lacked of the minimum of the contract's period",
-    "overage_premium": "what overage costs above the contract's own prices",
-    "shortfall": "what was committed and not drawn by the end of the tranche",
-    "breakage": "paid ahead and never used",
-    "promotional_credit": "credits given",
     "idle_share": "idle cost carried by the pool's idle policy (what some carry is taken from the pool's own line)",
     "cause_shift": "spill premium, moved from who spilled to who took more than it was entitled to",
     "on_demand_price": "quantity x cost book in force, as if all of it had run on demand",
     "fx_effect": "margin as translated less margin at the contract exchange rates",
 }
+#: What terms of contracts make of charges.
+_OF_TERMS: Final = ("top_up", "overage_premium", "shortfall", "breakage", "promotional_credit")
 #: What may be asked for.
-COLUMNS: Final = (*_SUMS, "gross", "fee", "cost_pool", "cost_on_demand", *_TOLD, *_COUNTS)
-
-#: Where a catalog object stands: (kind, name) -> "revision 3, prices.yaml:12".
-Place = Callable[[str, str], str]
+COLUMNS: Final = (
+    *(*_SUMS, "gross", "discount", "fee", *_OF_TERMS, "cost_pool", "cost_on_demand"),
+    *(*_TOLD, *_COUNTS),
+)
 
 
 @dataclass(frozen=True)
@@ -127,12 +124,11 @@ class _Explained:
             return self._counted(column)
         if column in _TOLD:
             return self._told(column, _TOLD[column])
-        if column == "gross" and self._under_terms():
-            return self._told(
-                column, "at the prices of the contracts' terms, in tiers, packages, hours or of cost"
-            )
+        if column in _OF_TERMS:
+            return self._in_reporting(column, *self._of_terms(column))
         rows, tree = {
-            "gross": self._charges,
+            "gross": self._gross,
+            "discount": self._discounts,
             "fee": self._fees,
             "cost_pool": self._pool_costs,
             "cost_on_demand": self._on_demand,
@@ -189,16 +185,11 @@ class _Explained:
 
     # ---- what a customer pays ----------------------------------------------------------------------------
 
-    def _under_terms(self) -> bool:
-        """Whether any of the cell is charged by more than quantity x unit price."""
-        under = under_terms(self.books)
-        return not self.lines.filter(pl.col("contract").is_in(under["contract"].implode())).is_empty()
-
-    def _mine(self, rows: pl.DataFrame, line: str) -> pl.DataFrame:
-        """The rows (with slice_start and what lines are about) of the cell, with their day."""
-        rows = said(rows, self.books).with_columns(
-            pl.lit(line).alias("line"), pl.col("slice_start").dt.date().alias("day")
-        )
+    def _mine(self, rows: pl.DataFrame, line: str | None) -> pl.DataFrame:
+        """The rows (with slice_start and what lines are about) of the cell, with their day. line: None: theirs."""
+        rows = said(rows, self.books).with_columns(pl.col("slice_start").dt.date().alias("day"))
+        if line is not None:
+            rows = rows.with_columns(pl.lit(line).alias("line"))
         if "contract" not in rows.columns:
             rows = rows.with_columns(pl.lit(None, dtype=pl.String).alias("contract"))
         rows = agreed(rows, self.books)
@@ -206,12 +197,79 @@ class _Explained:
         rows = rows.with_columns(pl.lit(None, dtype=LINE_KEY[name]).alias(name) for name in absent)
         return rows.filter(self.cell.lines)
 
-    def _charges(self) -> tuple[pl.DataFrame, Callable[[pl.DataFrame, str], Node]]:
-        rated = pl.concat(
-            [charges(part.sliced, self.books)[0].drop("series_id") for part in self.parts()]
-            or [pl.DataFrame()]
+    def _gross(self) -> tuple[pl.DataFrame, Callable[[pl.DataFrame, str], Node]]:
+        """Quantity x unit price; of contracts under terms also by rule and counter, and ratios of charges and cost."""
+        terms = gross_lines(self.made.earned, self.books)
+        unit = [charges(plain(part.sliced, self.books), self.books)[0] for part in self.parts()]
+        rated = pl.concat([*(each.drop("series_id") for each in unit), terms.by_unit], how="diagonal_relaxed")
+        plainly, by_unit = self._rated(rated, "price_book", ("product", "tier_sold"))
+        at = {"quarter_start": "slice_start"}
+        others = {
+            "rule": terms.by_rule.drop("series_id").with_columns(
+                pl.col("quarter_start").alias("slice_start")
+            ),
+            "ratio": terms.by_ratio.drop("series_id").rename(at),
+            "cost": cost_plus_lines(self.parts(), self.books, "gross"),
+        }
+        rows = pl.concat(
+            [
+                plainly.with_columns(pl.lit("unit").alias("_by")),
+                *(
+                    self._mine(each, "usage").with_columns(pl.lit(by).alias("_by"))
+                    for by, each in others.items()
+                    if each.height
+                ),
+            ],
+            how="diagonal_relaxed",
         )
-        return self._rated(rated, "price_book", ("product", "tier_sold"))
+        told = self._terms()
+
+        def tree(rows: pl.DataFrame, currency: str) -> Node:
+            by = {str(name): part for (name,), part in rows.group_by("_by", maintain_order=True)}
+            none = rows.clear()
+            units = by_unit(by["unit"], currency).children if "unit" in by else ()
+            parts = [
+                *units,
+                *told.by_rules(by.get("rule", none), currency),
+                *told.by_ratios(by.get("ratio", none), currency),
+                *told.at_cost(by.get("cost", none), currency, "of cost"),
+            ]
+            return total("", parts, MONEY_PER, currency)
+
+        return rows, tree
+
+    def _terms(self) -> Terms:
+        return Terms(self.made.earned, self.books, self.made.period, self.place)
+
+    def _discounts(self) -> tuple[pl.DataFrame, Callable[[pl.DataFrame, str], Node]]:
+        lines = waterfall_lines(self.made.earned).with_columns(
+            (pl.col("gross") - pl.col("net")).alias("quanta"), pl.lit(value=True).alias("_earned")
+        )
+        of_cost = cost_plus_lines(self.parts(), self.books, "discount")
+        mine = [self._mine(lines, None)]
+        if of_cost.height:
+            mine.append(self._mine(of_cost, "usage").with_columns(pl.lit(value=False).alias("_earned")))
+        told = self._terms()
+
+        def tree(rows: pl.DataFrame, currency: str) -> Node:
+            parts = [
+                *told.discounts(rows.filter("_earned"), currency),
+                *told.at_cost(
+                    rows.filter(~pl.col("_earned")), currency, "line and contract discount of charges"
+                ),
+            ]
+            return total("", parts, MONEY_PER, currency)
+
+        return pl.concat(mine, how="diagonal_relaxed"), tree
+
+    def _of_terms(self, column: str) -> tuple[pl.DataFrame, Callable[[pl.DataFrame, str], Node]]:
+        lines = waterfall_lines(self.made.earned).with_columns(pl.col(column).alias("quanta"))
+        told = self._terms()
+
+        def tree(rows: pl.DataFrame, currency: str) -> Node:
+            return total("", told.told(column, rows, currency), MONEY_PER, currency)
+
+        return self._mine(lines, None), tree
 
     def _on_demand(self) -> tuple[pl.DataFrame, Callable[[pl.DataFrame, str], Node]]:
         rated = pl.concat(
