@@ -24,7 +24,7 @@ from metering.core.flows import (
     price_flows,
 )
 from metering.core.idle import carried_by_burn, carried_by_entitlement
-from metering.core.rating import on_demand_costs
+from metering.core.rating import on_demand_cost_sums
 from metering.core.recognition import recognised
 from metering.core.series import Identified, identify, where
 from metering.errors import BadInput
@@ -296,7 +296,7 @@ def parts(usage: pl.DataFrame, made: Supply, books: Books) -> Iterator[Part]:
 
 
 def _within(usage: pl.DataFrame, period: Period) -> pl.DataFrame:
-    return usage.filter(pl.col("quarter_start").is_between(period.start, period.until, closed="left"))
+    return where(usage, pl.col("quarter_start").is_between(period.start, period.until, closed="left"))
 
 
 def _spans(usage: pl.DataFrame, period: Period) -> list[Period]:
@@ -337,7 +337,7 @@ def _part(usage: pl.DataFrame, made: Supply, books: Books, span: Period) -> Part
         .join(known.series, on="series_id", validate="m:1")
         .rename({"slice_start": "quarter_start"})
     )
-    bought, uncosted = on_demand_costs(sliced, books)
+    bought, uncosted = on_demand_cost_sums(sliced, books)
     same = made.carried.series.rename({"series_id": "carried_id"}).join(
         known.series, on=list(DIMENSIONS), nulls_equal=True, validate="1:1"
     )

@@ -8,7 +8,7 @@ import polars as pl
 from metering.core.allocation import served_costs
 from metering.core.capacity import carve_out_pools, weigh
 from metering.core.effective import with_slice
-from metering.core.rating import on_demand_prices
+from metering.core.rating import on_demand_price_sums
 from metering.core.series import Identified
 from metering.frames import INSTANT, SUM, Books
 from metering.meters import METERS
@@ -47,13 +47,9 @@ def flow(rows: pl.DataFrame, **constants: str) -> pl.DataFrame:
     )
 
 
-def amounts(rated: pl.DataFrame, into: str) -> pl.DataFrame:
-    """Rated lines (results.RATED with series_id) summed per slice, series and currency."""
-    sums = (
-        rated.with_columns(to_quanta(pl.col("amount")).alias("quanta"))
-        .group_by(pl.col("quarter_start").alias("slice_start"), "series_id", "currency")
-        .agg(pl.col("quanta").sum())
-    )
+def amounts(sums: pl.DataFrame, into: str) -> pl.DataFrame:
+    """Sums of what was rated (quarter_start, series_id, currency, quanta), one row of each, as flows."""
+    sums = sums.rename({"quarter_start": "slice_start"})
     return flow(sums, line="usage", side="charge" if into == "gross" else "cost", into=into)
 
 
@@ -150,7 +146,7 @@ def price_flows(sliced: pl.DataFrame, books: Books) -> list[pl.DataFrame]:
     """What usage that ran in pools costs on demand, and that it cannot be told."""
     terms = books.pools.select("pool", "on_demand_book", pl.col("currency").alias("_own"))
     served = sliced.filter(in_pool(pl.col("ran_on"), pl.col("counts_for"))).join(terms, on="pool")
-    rated, unrated = on_demand_prices(served, books)
+    rated, unrated = on_demand_price_sums(served, books)
     unpriced = unrated.group_by(
         pl.col("quarter_start").alias("slice_start"), "series_id", pl.col("_own").alias("currency")
     ).agg(pl.lit(1, dtype=SUM).alias("quanta"))

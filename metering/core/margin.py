@@ -14,7 +14,7 @@ from metering.core.effective import in_force
 from metering.core.exchange import rates, translate
 from metering.core.fees import fees_earned
 from metering.core.flows import UNPRICED, amounts, flow, gaps
-from metering.core.rating import charges
+from metering.core.rating import charged_sums
 from metering.core.revenue import Earned, earned
 from metering.core.series import identify
 from metering.errors import BadInput
@@ -103,7 +103,8 @@ def margin(
     of_terms = usage if terms_usage is None else terms_usage
     known_until = period.until if complete_until is None else complete_until
     by_terms = earned(of_terms.select(*USAGE.columns), books, period, known_until)
-    done = [_part(part, books, by_terms, reporting_currency) for part in parts(usage, made, books)]
+    fees = _fees(books, made.cut)
+    done = [_part(part, books, by_terms, fees, reporting_currency) for part in parts(usage, made, books)]
     lines = pl.concat([MARGIN_LINES.empty(), *(each.lines for each in done)])
     unrated = pl.concat([UNRATED.empty(), *(each.unrated for each in done), _unrated_spill(made.capacity)])
     return Margin(
@@ -134,11 +135,17 @@ def _rates_used(found: Sequence[pl.DataFrame], into: str) -> pl.DataFrame:
     )
 
 
-def _part(part: Part, books: Books, by_terms: Earned, reporting_currency: str) -> _Done:
-    charged, uncharged = charges(plain(part.sliced, books), books)
-    fees = fees_earned(books.fees, books.contract_terms, part.cut).with_columns(
-        to_quanta(pl.col("amount")).alias("quanta")
-    )
+def _fees(books: Books, cut: pl.DataFrame) -> pl.DataFrame:
+    """The fees of all slices, as flows in the order of time."""
+    fees = fees_earned(books.fees, books.contract_terms, cut).sort("slice_start", maintain_order=True)
+    quanta = to_quanta(pl.col("amount")).alias("quanta")
+    return flow(fees.with_columns(quanta), line="fee", side="fee", into="fee")
+
+
+def _part(part: Part, books: Books, by_terms: Earned, fees: pl.DataFrame, reporting_currency: str) -> _Done:
+    charged, uncharged = charged_sums(plain(part.sliced, books), books)
+    start, until = part.cut["slice_start"].min(), part.cut["slice_until"].max()
+    here = pl.col("slice_start").is_between(pl.lit(start), pl.lit(until), closed="left")
     flows = pl.concat(
         [
             part.flows,
@@ -146,7 +153,7 @@ def _part(part: Part, books: Books, by_terms: Earned, reporting_currency: str) -
             gaps(uncharged, "charge"),
             *earned_flows(by_terms, part, books),
             *cost_plus(part, books),
-            flow(fees, line="fee", side="fee", into="fee"),
+            fees.filter(here),
         ]
     ).with_columns(pl.col("slice_start").dt.date().alias("day"))
     found = rates(flows.filter(pl.col("currency").is_not_null()), books.exchange_rates, reporting_currency)

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from metering.core.effective import in_force
 from metering.core.series import identify
 from metering.frames import SUM, Books
 from metering.meters import METERS
-from metering.money import AMOUNT_MAX, EXACT_MAX, MONEY, refuse_beyond
+from metering.money import AMOUNT_MAX, EXACT_MAX, MONEY, refuse_beyond, to_quanta
 from metering.results import RATE_KEY, RATED, UNPRICED
 
 _PRICED_BY: Final = ("book", "item", "tier", "context_breakpoint", "meter")
@@ -29,27 +30,13 @@ def rate(lines: pl.DataFrame, book: pl.DataFrame) -> tuple[pl.DataFrame, pl.Data
     AMOUNT_MAX raises BadInput.
     """
     lines = lines.filter(pl.col("quantity") != 0)
-    prices = book.select(*_PRICED_BY, "region", "effective_from", "effective_until", "unit_price", "currency")
-    anywhere = pl.col("region") == _ANY_REGION
-    own = prices.filter(~anywhere)
-    rest = prices.filter(anywhere).drop("region").rename({"unit_price": "_price", "currency": "_currency"})
     # millions of lines are told apart by numbers: to join them on texts takes several times as long
     dimensions = [*_PRICED_BY, "region"]
     known = identify(lines.select("quarter_start", *dimensions), dimensions)
     lines = lines.with_columns(known.rows["series_id"].alias("_priced_as"))
     wanted = lines.select("quarter_start", "_priced_as").unique()
     wanted = wanted.join(known.series.rename({"series_id": "_priced_as"}), on="_priced_as", validate="m:1")
-    found = in_force(wanted, own, at="quarter_start", by=dimensions)
-    found = in_force(found, rest, at="quarter_start", by=_PRICED_BY)
-    found = found.select(
-        "quarter_start",
-        "_priced_as",
-        pl.coalesce("unit_price", "_price").alias("unit_price"),
-        pl.when(pl.col("unit_price").is_not_null())
-        .then(pl.col("currency"))
-        .otherwise(pl.col("_currency"))
-        .alias("currency"),
-    )
+    found = _unit_prices(wanted, book).select("quarter_start", "_priced_as", "unit_price", "currency")
     priced = lines.join(found, on=["quarter_start", "_priced_as"], how="left", validate="m:1")
     priced, lines = priced.drop("_priced_as"), lines.drop("_priced_as")
     passed = {name: dtype for name, dtype in lines.schema.items() if name not in RATE_KEY}
@@ -73,6 +60,20 @@ def rate(lines: pl.DataFrame, book: pl.DataFrame) -> tuple[pl.DataFrame, pl.Data
     )
 
 
+def _unit_prices(wanted: pl.DataFrame, book: pl.DataFrame) -> pl.DataFrame:
+    """`wanted` (quarter_start and what prices are by) with unit_price and currency in force, null where none is."""
+    prices = book.select(*_PRICED_BY, "region", "effective_from", "effective_until", "unit_price", "currency")
+    anywhere = pl.col("region") == _ANY_REGION
+    rest = prices.filter(anywhere).drop("region").rename({"unit_price": "_price", "currency": "_currency"})
+    found = in_force(wanted, prices.filter(~anywhere), at="quarter_start", by=[*_PRICED_BY, "region"])
+    found = in_force(found, rest, at="quarter_start", by=_PRICED_BY)
+    own = pl.col("unit_price").is_not_null()
+    return found.with_columns(
+        pl.coalesce("unit_price", "_price").alias("unit_price"),
+        pl.when(own).then(pl.col("currency")).otherwise(pl.col("_currency")).alias("currency"),
+    ).drop("_price", "_currency")
+
+
 def charges(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
     """What customers are charged for usage: (rated, unrated), by what they bought.
 
@@ -86,10 +87,37 @@ def charges(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFra
     return charge(sold_lines(usage, books), books)
 
 
+def charged_sums(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(sums, unrated) of `charges`: quarter_start, series_id, currency, quanta, all meters of a row in one sum.
+
+    usage: as for `charges`, with series_id; no two rows of one quarter_start and series_id. The amounts are the
+    same to the quantum.
+    """
+    sold = _sold(usage)
+    bound = sold.join(_bound(sold, books), on=["quarter_start", "customer"], how="left", validate="m:1")
+    keyed = bound.with_columns(pl.col("product").alias("item"), pl.col("tier_sold").alias("tier"))
+    silent = books.price_books.select("book", "item", "tier").unique()
+    silent = silent.join(_sold_by_time(books), on=["book", "item"], how="anti")
+    sums, rest = _summed(keyed, books.price_books, silent)
+    rated, unrated = charge(_lines(rest, item="product", tier="tier_sold"), books)
+    return _with(sums, rated), unrated
+
+
+def _sold(usage: pl.DataFrame) -> pl.DataFrame:
+    return usage.filter(pl.col("counts_for").is_in(["charge_and_cost", "charge"]))
+
+
 def sold_lines(usage: pl.DataFrame, books: Books, meters: Sequence[str] = METERS) -> pl.DataFrame:
     """What `charges` counts of usage, one line per row and meter: with the contract in force, its price book, and
     the reason where there is none (unknown_customer, no_contract). meters: which become lines."""
-    sold = usage.filter(pl.col("counts_for").is_in(["charge_and_cost", "charge"]))
+    sold = _sold(usage)
+    return _lines(sold, item="product", tier="tier_sold", meters=meters).join(
+        _bound(sold, books), on=["quarter_start", "customer"], how="left", validate="m:1"
+    )
+
+
+def _bound(sold: pl.DataFrame, books: Books) -> pl.DataFrame:
+    """Per quarter_start and customer: contract, book, and the reason where there is none."""
     who = sold.select("quarter_start", "customer").unique()
     known = books.customers.select("customer", "effective_from", "effective_until", "kind")
     bound = books.contracts.select(
@@ -97,23 +125,19 @@ def sold_lines(usage: pl.DataFrame, books: Books, meters: Sequence[str] = METERS
     )
     who = in_force(who, known, at="quarter_start", by=["customer"])
     who = in_force(who, bound, at="quarter_start", by=["customer"])
-    who = who.with_columns(
+    return who.with_columns(
         pl.when(pl.col("kind").is_null())
         .then(pl.lit("unknown_customer"))
         .when(pl.col("book").is_null())
         .then(pl.lit("no_contract"))
         .alias("reason")
     ).drop("kind")
-    return _lines(sold, item="product", tier="tier_sold", meters=meters).join(
-        who, on=["quarter_start", "customer"], how="left", validate="m:1"
-    )
 
 
 def charge(lines: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Rate `sold_lines` at the unit prices of their books: (rated, unrated), as `charges` says."""
     rated, unrated = _rate(lines, books.price_books, {"no_book": "no_price_book"})
-    ruled = books.price_rules.select("book", "item", pl.col("meters").str.split(","))
-    has_rules = pl.col("book").is_in(ruled["book"].unique().implode())
+    has_rules = pl.col("book").is_in(books.price_rules["book"].unique().implode())
     unrated = unrated.with_columns(
         pl.when((pl.col("reason") == "no_price_book") & has_rules)
         .then(pl.lit("no_price"))
@@ -121,12 +145,7 @@ def charge(lines: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFram
         .alias("reason")
     )
     time = pl.col("meter") == _TIME
-    sold_by_time = pl.concat(
-        [
-            books.price_books.filter(time).select("book", "item"),
-            ruled.filter(pl.col("meters").list.contains(_TIME)).select("book", "item"),
-        ]
-    ).unique()
+    sold_by_time = _sold_by_time(books)
     in_a_book = pl.col("reason") == "no_price"
     missing = [
         unrated.filter(~time),
@@ -134,6 +153,15 @@ def charge(lines: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFram
         unrated.filter(time & ~in_a_book).join(sold_by_time, on="item", how="semi"),
     ]
     return rated, pl.concat(missing)
+
+
+def _sold_by_time(books: Books) -> pl.DataFrame:
+    """Book and item of what is sold by time: that the book ever prices so."""
+    ruled = books.price_rules.select("book", "item", pl.col("meters").str.split(","))
+    priced = books.price_books.filter(pl.col("meter") == _TIME).select("book", "item")
+    return pl.concat(
+        [priced, ruled.filter(pl.col("meters").list.contains(_TIME)).select("book", "item")]
+    ).unique()
 
 
 def on_demand_costs(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -145,11 +173,19 @@ def on_demand_costs(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl
     accelerator_ms without a cost is unrated unless the book knows the model and tier, and never by time: a
     supplier that bills tokens does not bill the time too.
     """
-    bought = usage.filter(
+    return _at_cost_books(_bought(usage), books)
+
+
+def on_demand_cost_sums(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(sums, unrated) of `on_demand_costs`, as `charged_sums` has them of `charges`."""
+    return _sums_at_cost_books(_bought(usage), books)
+
+
+def _bought(usage: pl.DataFrame) -> pl.DataFrame:
+    return usage.filter(
         pl.col("counts_for").is_in(["charge_and_cost", "cost"])
         & pl.col("ran_on").is_in(["overflow", "on_demand"])
     )
-    return _at_cost_books(bought, books)
 
 
 def on_demand_prices(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -161,24 +197,139 @@ def on_demand_prices(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, p
     return _at_cost_books(usage, books)
 
 
+def on_demand_price_sums(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(sums, unrated) of `on_demand_prices`, as `charged_sums` has them of `charges`."""
+    return _sums_at_cost_books(usage, books)
+
+
 def _at_cost_books(bought: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    lines = _lines(_with_cost_book(bought, books), item="model_served", tier="tier_served")
+    rated, unrated = _rate(lines, books.cost_books, {"no_book": "no_cost_book", "no_price": "no_cost"})
+    time = pl.col("meter") == _TIME
+    silent = unrated.filter(time).join(_billed_in_tokens(books), on=["book", "item", "tier"], how="anti")
+    return rated, pl.concat([unrated.filter(~time), silent])
+
+
+def _sums_at_cost_books(bought: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.DataFrame]:
+    keyed = _with_cost_book(bought, books).with_columns(
+        pl.col("model_served").alias("item"), pl.col("tier_served").alias("tier")
+    )
+    sums, rest = _summed(keyed, books.cost_books, _billed_in_tokens(books))
+    rated, unrated = _at_cost_books(rest.drop("book", "reason"), books)
+    return _with(sums, rated), unrated
+
+
+def _with_cost_book(bought: pl.DataFrame, books: Books) -> pl.DataFrame:
     models = books.models.select(
         "provider", pl.col("model").alias("model_served"), pl.col("cost_book").alias("book")
     )
-    lines = _lines(bought, item="model_served", tier="tier_served").join(
-        models, on=["provider", "model_served"], how="left", validate="m:1"
-    )
-    if "on_demand_book" in lines.columns:
-        lines = lines.with_columns(pl.coalesce("on_demand_book", "book").alias("book"))
-    lines = lines.with_columns(
+    rows = bought.join(models, on=["provider", "model_served"], how="left", validate="m:1")
+    if "on_demand_book" in rows.columns:
+        rows = rows.with_columns(pl.coalesce("on_demand_book", "book").alias("book"))
+    return rows.with_columns(
         pl.when(pl.col("book").is_null()).then(pl.lit("no_cost_book")).otherwise(None).alias("reason")
     )
-    rated, unrated = _rate(lines, books.cost_books, {"no_book": "no_cost_book", "no_price": "no_cost"})
-    time = pl.col("meter") == _TIME
-    known = books.cost_books.group_by("book", "item", "tier").agg(time.any().alias("by_time"))
-    tokens_alone = known.filter(~pl.col("by_time"))
-    silent = unrated.filter(time).join(tokens_alone, on=["book", "item", "tier"], how="anti")
-    return rated, pl.concat([unrated.filter(~time), silent])
+
+
+def _billed_in_tokens(books: Books) -> pl.DataFrame:
+    """Book, item and tier that the cost books know, and never by time."""
+    known = books.cost_books.group_by("book", "item", "tier").agg(
+        (pl.col("meter") == _TIME).any().alias("by_time")
+    )
+    return known.filter(~pl.col("by_time")).drop("by_time")
+
+
+_PRICED_AS: Final = ("book", "item", "tier", "region", "context_breakpoint")
+_SUMMED: Final = ("quarter_start", "series_id", "currency")
+
+
+def _summed(
+    rows: pl.DataFrame, book: pl.DataFrame, silent: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(sums, rest): amounts of the rows that have a price for all they count, and the other rows, to be rated as lines.
+
+    rows: quarter_start, series_id, book, item, tier, region, context_breakpoint, reason (not null: rest), meters.
+    silent: book, item and tier for which time without a price is no gap. Prices are looked up once for all rows
+    that are priced alike, and all meters of a row are summed at once, in 64 bits where no sum can leave them. What
+    is priced in two currencies, or could be more than a report carries, is rest too: lines refuse it by name.
+    """
+    nothing = pl.DataFrame(
+        schema={**{name: rows.schema[name] for name in _SUMMED[:2]}, "currency": pl.String, "quanta": SUM}
+    )
+    ready = rows.filter(pl.col("reason").is_null())
+    if ready.is_empty():
+        return nothing, rows
+    priced_as = ["quarter_start", *_PRICED_AS]
+    known = identify(ready.select(*priced_as, pl.lit(0).alias("_of")), priced_as)
+    keys = known.series.rename({"series_id": "_priced_as"})
+    prices = _wide_prices(keys, book, silent)
+    place = known.rows["series_id"].to_numpy()
+    quantity = {meter: ready[meter] for meter in METERS}
+    largest = {meter: _largest(values) for meter, values in quantity.items()}
+    met = [meter for meter in METERS if largest[meter]]
+    bound = sum(largest[meter] * (prices[meter].max() or 0) for meter in met)  # type: ignore[operator,misc]  # integers
+    if bound > AMOUNT_MAX * 10**12 or max(largest.values()) > EXACT_MAX:
+        return nothing, rows
+    whole = prices["one_currency"].to_numpy()[place]
+    # a row that counts nothing with a price has no amount: nothing says its currency
+    counted = np.zeros(ready.height, np.bool_)
+    for meter in met:
+        some, priced = (quantity[meter] != 0).to_numpy(), prices[meter].is_not_null().to_numpy()
+        counted |= some & priced[place]
+        silenced = prices["silent"].to_numpy() if meter == _TIME else np.zeros(len(priced), np.bool_)
+        whole &= ~some | (priced | silenced)[place]
+    narrow = bound < 2**63
+    if narrow:
+        total = np.zeros(ready.height, np.int64)
+        for meter in met:
+            price = prices[meter].fill_null(0).cast(pl.Int64).to_numpy()
+            total += quantity[meter].cast(pl.Int64).to_numpy() * price[place]
+        quanta = pl.Series("quanta", total).cast(SUM)
+    else:
+        at = known.rows["series_id"]
+        quanta = (
+            pl.DataFrame(
+                {meter: quantity[meter].cast(SUM) * prices[meter].fill_null(0).gather(at) for meter in met}
+            )
+            .select(pl.sum_horizontal(pl.all()).cast(SUM).alias("quanta"))
+            .to_series()
+        )
+    sums = ready.select(
+        *_SUMMED[:2], prices["currency"].gather(known.rows["series_id"]).alias("currency"), quanta
+    ).filter(pl.Series(whole & counted))
+    rest = pl.concat([rows.filter(pl.col("reason").is_not_null()), ready.filter(pl.Series(~whole))])
+    return sums, rest
+
+
+def _largest(values: pl.Series) -> int:
+    return max(int(values.max() or 0), -int(values.min() or 0))  # type: ignore[arg-type]  # integers
+
+
+def _wide_prices(keys: pl.DataFrame, book: pl.DataFrame, silent: pl.DataFrame) -> pl.DataFrame:
+    """Per row of `keys` (_priced_as ascending) the unit price of every meter in quanta, null where there is none,
+    and the currency; one_currency: all of them are in it."""
+    wanted = keys.join(pl.DataFrame({"meter": METERS}), how="cross")
+    found = _unit_prices(wanted, book)
+    price, meter = to_quanta(pl.col("unit_price")), pl.col("meter")
+    wide = found.group_by("_priced_as").agg(
+        *(price.filter(meter == name).first().alias(name) for name in METERS),
+        pl.col("currency").drop_nulls().first().alias("currency"),
+        (pl.col("currency").drop_nulls().n_unique() == 1).alias("one_currency"),
+    )
+    quiet = keys.select("_priced_as", "book", "item", "tier").join(
+        silent, on=["book", "item", "tier"], how="semi"
+    )
+    return wide.sort("_priced_as").with_columns(
+        pl.col("_priced_as").is_in(quiet["_priced_as"].implode()).alias("silent")
+    )
+
+
+def _with(sums: pl.DataFrame, rated: pl.DataFrame) -> pl.DataFrame:
+    """The sums, and those of rated lines."""
+    more = rated.select(*_SUMMED, to_quanta(pl.col("amount")).alias("quanta"))
+    if more.is_empty():
+        return sums
+    return pl.concat([sums, more]).group_by(_SUMMED).agg(pl.col("quanta").sum())
 
 
 def _lines(usage: pl.DataFrame, *, item: str, tier: str, meters: Sequence[str] = METERS) -> pl.DataFrame:
