@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+import numpy as np
 import polars as pl
 
 from metering.core.allocation import by_part
@@ -291,8 +292,18 @@ def parts(usage: pl.DataFrame, made: Supply, books: Books) -> Iterator[Part]:
     """The period in runs of whole UTC days of about ROWS_AT_ONCE rows: parts add up, and need less memory."""
     usage = _within(usage.select(*USAGE.columns), made.period)
     _refuse_beyond_exact(usage)
+    known = identify(usage, list(DIMENSIONS))
     for span in _spans(usage, made.period):
-        yield _part(_within(usage, span), made, books, span)
+        yield _part(_of(known, span), made, books, span)
+
+
+def _of(known: Identified, span: Period) -> Identified:
+    """The rows of a span, and their series."""
+    inside = pl.col("quarter_start").is_between(span.start, span.until, closed="left")
+    rows = known.rows.filter(inside)
+    met = np.zeros(known.series.height, np.bool_)
+    met[rows["series_id"].to_numpy()] = True
+    return Identified(where(known.series, pl.Series(met)), rows)
 
 
 def _within(usage: pl.DataFrame, period: Period) -> pl.DataFrame:
@@ -325,12 +336,12 @@ def _refuse_beyond_exact(usage: pl.DataFrame) -> None:
             )
 
 
-def _part(usage: pl.DataFrame, made: Supply, books: Books, span: Period) -> Part:
+def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
     def inside(name: str) -> pl.Expr:
         return pl.col(name).is_between(span.start, span.until, closed="left")
 
     cut = made.cut.filter(inside("slice_start"))
-    known = identify(with_slice(usage, cut, at="quarter_start"), list(DIMENSIONS))
+    known = Identified(known.series, with_slice(known.rows, cut, at="quarter_start"))
     sliced = (
         known.rows.group_by("slice_start", "series_id")
         .agg(pl.col(*SUMS).sum())

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from metering.core.agreed import cost_plus, earned_flows, plain
@@ -39,6 +40,7 @@ _WHOLE_CUSTOMERS: Final = frozenset({"customer", "kind", "segment", "day"})
 _COUNTS: Final = ("requests", "billable_requests", *METERS)
 _OF: Final = ("customer", "pool", "contract", "product")
 _FLOW_KEY: Final = ("slice_start", "line", "series_id", *_OF, "currency")
+_LINE_ID_KEY: Final = ("slice_start", "line", "line_id", *_OF, "currency")
 
 
 @dataclass(frozen=True)
@@ -221,52 +223,72 @@ def _lines(
         pl.col("quarter_start").alias("slice_start"),
         pl.lit("usage").alias("line"),
         "series_id",
+        *(pl.lit(None, dtype=pl.String).alias(name) for name in _OF),
         pl.lit(reporting_currency).alias("currency"),
         pl.when(billable).then(pl.col("requests")).otherwise(zero).alias("billable_requests"),
         *(pl.when(served).then(pl.col(name)).otherwise(zero).alias(name) for name in ("requests", *METERS)),
     )
     known = pl.col("reason").is_null() & ~pl.col("_unmoved")
-    amounts = (
-        flows.with_columns(
-            pl.when(known & pl.col("into").is_in(_FLOWN))
-            .then(pl.col("currency"))
-            .otherwise(pl.lit(reporting_currency))
-            .alias("currency")
-        )
-        .group_by(_FLOW_KEY)
-        .agg(
-            *(pl.col("quanta").filter(known & (pl.col("into") == into)).sum().alias(into) for into in _FLOWN),
-            (~known & pl.col("side").is_in(["charge", "fee"])).any().alias("charge_unrated"),
-            (~known & (pl.col("side") == "cost")).any().alias("cost_unrated"),
-            pl.col("estimated").any().fill_null(value=False),
-            (pl.col("into") == UNPRICED).any().fill_null(value=False).alias("_unpriced"),
-        )
+    flows = flows.with_columns(
+        pl.when(known & pl.col("into").is_in(_FLOWN))
+        .then(pl.col("currency"))
+        .otherwise(pl.lit(reporting_currency))
+        .alias("currency"),
+        known.alias("_known"),
     )
     series = part.known.series
     names = [name for name in LINE_KEY if name in DIMENSIONS]
     told = identify(series.select("series_id", *names).rename({"series_id": "of_series"}), names)
     ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("line_id"))
     # Counts, amounts of usage, and amounts of fee and idle meet in one sum, over numbers rather than text.
-    key = ["slice_start", "line", "line_id", *_OF, "currency"]
-    sums = [
-        pl.col(*_COUNTS, *_FLOWN).sum(),
-        *(pl.col(name).any().fill_null(value=False) for name in (*_FLAGS, "_unpriced")),
-    ]
-    rows = (
-        pl.concat([counts, amounts], how="diagonal")
-        .join(ids, on="series_id", how="left", validate="m:1")
-        .group_by(key)
-        .agg(sums)
-        .join(told.series.rename({"series_id": "line_id"}), on="line_id", how="left", suffix="_of_series")
+    met = pl.concat([counts.select(_FLOW_KEY), flows.select(_FLOW_KEY)])
+    met = met.join(ids, on="series_id", how="left", validate="m:1", maintain_order="left")
+    found_keys = identify(met.select(*_LINE_ID_KEY, pl.lit(0).alias("_of")), _LINE_ID_KEY)
+    keys = found_keys.series.rename({"series_id": "_line"})
+    at = found_keys.rows["series_id"].alias("_line")
+    counts = counts.with_columns(at.head(counts.height))
+    flows = flows.with_columns(at.tail(flows.height))
+    sums = _summed(counts, flows, keys.height)
+    rows = keys.join(
+        told.series.rename({"series_id": "line_id"}), on="line_id", how="left", suffix="_of_series"
     )
     rows = rows.with_columns(
         *(pl.coalesce(name, f"{name}_of_series").alias(name) for name in ("customer", "pool", "product")),
         pl.col("slice_start").dt.date().alias("day"),
     )
-    quanta = agreed(said(rows, books), books)
+    # in the order of the keys the lines are all but sorted
+    quanta = agreed(said(rows, books), books).sort("_line").with_columns(sums)
     if quanta["slice_start"].n_unique() > quanta["day"].n_unique():
-        quanta = quanta.group_by(*LINE_KEY, "currency").agg(sums)
+        quanta = quanta.group_by(*LINE_KEY, "currency").agg(
+            pl.col(*_COUNTS, *_FLOWN).sum(), pl.col(*_FLAGS, "_unpriced").any()
+        )
     return _totals(_in_one_currency(quanta, found, reporting_currency))
+
+
+def _summed(counts: pl.DataFrame, flows: pl.DataFrame, lines: int) -> list[pl.Series]:
+    """Counts, amounts and flags of the lines 0, 1, ... that `_line` names."""
+
+    def flag(name: str, holds: pl.Expr) -> pl.Series:
+        held = np.zeros(lines, np.bool_)
+        held[flows.filter(holds)["_line"].to_numpy()] = True
+        return pl.Series(name, held)
+
+    every = pl.DataFrame({"_line": pl.int_range(lines, dtype=pl.UInt32, eager=True)})
+    counted = counts.group_by("_line").agg(pl.col(_COUNTS).sum())
+    sums = every.join(counted, on="_line", how="left", validate="1:1", maintain_order="left")
+    found = [sums[name].fill_null(0) for name in _COUNTS]
+    for into in _FLOWN:
+        flown = flows.filter(pl.col("_known") & (pl.col("into") == into))
+        flown = flown.group_by("_line").agg(pl.col("quanta").sum().alias(into))
+        sums = every.join(flown, on="_line", how="left", validate="1:1", maintain_order="left")
+        found.append(sums[into].fill_null(0))
+    return [
+        *found,
+        flag("charge_unrated", ~pl.col("_known") & pl.col("side").is_in(["charge", "fee"])),
+        flag("cost_unrated", ~pl.col("_known") & (pl.col("side") == "cost")),
+        flag("estimated", pl.col("estimated")),
+        flag("_unpriced", pl.col("into") == UNPRICED),
+    ]
 
 
 def agreed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from itertools import accumulate
 
 import numpy as np
 import polars as pl
@@ -23,27 +23,41 @@ class Identified:
 def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
     """Replace the dimensions of `frame` by a series_id. Linear in the rows, text hashed once per column."""
     dims = list(dimensions)
-    codes = [_codes(frame[name]) for name in dims]
-    radix = [int(each.max() or 0) + 1 for each in codes]  # type: ignore[arg-type]  # integers
     others = frame.drop(dims)
-    if prod(radix) >= 2**63:
-        series = _ordered(frame.select(dims).unique(), dims)
-        found = frame.join(
-            series, on=dims, how="left", nulls_equal=True, validate="m:1", maintain_order="left"
-        )
-        return Identified(series, found.drop(dims))
-    code = pl.zeros(frame.height, dtype=pl.Int64, eager=True).alias("_code")
-    for each, width in zip(codes, radix, strict=True):
+    code, places = pl.zeros(frame.height, dtype=pl.Int64, eager=True).alias("_code"), 1
+    for name in dims:
+        values = frame[name]
         # many dimensions have but one value: those take no time
-        if width > 1:
-            code = code * width + each.cast(pl.Int64)
+        if frame.height and values.eq_missing(values[0]).all():
+            continue
+        each = _codes(values)
+        width = int(each.max() or 0) + 1  # type: ignore[arg-type]  # integers
+        places *= width
+        if places >= 2**63:
+            series = _ordered(frame.select(dims).unique(), dims)
+            found = frame.join(
+                series, on=dims, how="left", nulls_equal=True, validate="m:1", maintain_order="left"
+            )
+            return Identified(series, found.drop(dims))
+        code = code * width + each.cast(pl.Int64)
     different, number = numbered(code)
     row = np.empty(len(different), np.int64)
     row[number.to_numpy()] = np.arange(frame.height)
     series = _ordered(frame.select(dims)[row].with_row_index("_number"), dims)
     # a join would copy every column
     ids = series.sort("_number")["series_id"].gather(number)
-    return Identified(series.drop("_number"), others.with_columns(ids))
+    return Identified(series.drop("_number"), others.with_columns(_in_chunks(ids, others)))
+
+
+def _in_chunks(values: pl.Series, frame: pl.DataFrame) -> pl.Series:
+    """The values in chunks as the frame's: beside others, every filter would first copy all columns into one."""
+    lengths = [len(chunk) for chunk in frame.to_series(0).get_chunks()] if frame.width else []
+    if len(lengths) < 2:
+        return values
+    starts = [0, *accumulate(lengths)]
+    return pl.concat(
+        [values.slice(at, length) for at, length in zip(starts, lengths, strict=False)], rechunk=False
+    )
 
 
 def where(frame: pl.DataFrame, condition: pl.Expr | pl.Series) -> pl.DataFrame:

@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from metering.core.capacity import capacity, summarise_capacity
 from metering.core.capacity import together as capacity_together
 from metering.core.margin import Margin, margin, summarise
+from metering.core.rating import (
+    charged_sums,
+    charges,
+    on_demand_cost_sums,
+    on_demand_costs,
+    on_demand_price_sums,
+    on_demand_prices,
+)
 from metering.core.recognition import recognised
-from metering.frames import Books
+from metering.frames import DIMENSIONS, SUM, SUMS, Books
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
@@ -171,3 +179,24 @@ def test_every_breakdown_sums_to_the_company(world, by):
         if dtype == pl.Int128 or name in {*AMOUNTS, "margin", "margin_loaded"} - {*NULL_WINS}
     ]
     assert parts.select(pl.col(sums).sum()).rows() == company.select(pl.col(sums).sum()).rows()
+
+
+@relaxed
+@given(worlds(), st.sampled_from([1, 10**9]))
+def test_sums_of_a_row_are_the_sums_of_its_lines(world, part):
+    """Wide, in 64 bits and in 128, as meter by meter; and the same gaps."""
+    key = ["quarter_start", *DIMENSIONS]
+    rows = world.usage.group_by(key).agg((pl.col(*SUMS).sum() // part).cast(SUM)).sort(key)
+    rows = rows.with_row_index("series_id")
+    for wide, long in (
+        (charged_sums, charges),
+        (on_demand_cost_sums, on_demand_costs),
+        (on_demand_price_sums, on_demand_prices),
+    ):
+        sums, gaps = wide(rows, world.books)
+        rated, unrated = long(rows, world.books)
+        by = ["quarter_start", "series_id", "currency"]
+        wanted = rated.group_by(by).agg(to_quanta(pl.col("amount")).sum().alias("quanta")).sort(by)
+        assert sums.select(*by, "quanta").sort(by).equals(wanted)
+        same = ["series_id", "meter", "quantity", "reason"]
+        assert gaps.select(same).sort(same).equals(unrated.select(same).sort(same))
