@@ -147,7 +147,9 @@ def price_flows(sliced: pl.DataFrame, books: Books) -> list[pl.DataFrame]:
     terms = books.pools.select("pool", "on_demand_book", pl.col("currency").alias("_own"))
     served = sliced.filter(in_pool(pl.col("ran_on"), pl.col("counts_for"))).join(terms, on="pool")
     rated, unrated = on_demand_price_sums(served, books)
-    unpriced = unrated.group_by(
+    own = served.select("quarter_start", "series_id", "_own")
+    unpriced = unrated.join(own, on=["quarter_start", "series_id"], validate="m:1")
+    unpriced = unpriced.group_by(
         pl.col("quarter_start").alias("slice_start"), "series_id", pl.col("_own").alias("currency")
     ).agg(pl.lit(1, dtype=SUM).alias("quanta"))
     return [

@@ -277,10 +277,13 @@ def _summed(counts: pl.DataFrame, flows: pl.DataFrame, lines: int) -> list[pl.Se
     counted = counts.group_by("_line").agg(pl.col(_COUNTS).sum())
     sums = every.join(counted, on="_line", how="left", validate="1:1", maintain_order="left")
     found = [sums[name].fill_null(0) for name in _COUNTS]
+    flown = flows.filter("_known").select("_line", "into", "quanta").partition_by("into", as_dict=True)
     for into in _FLOWN:
-        flown = flows.filter(pl.col("_known") & (pl.col("into") == into))
-        flown = flown.group_by("_line").agg(pl.col("quanta").sum().alias(into))
-        sums = every.join(flown, on="_line", how="left", validate="1:1", maintain_order="left")
+        if (into,) not in flown:
+            found.append(pl.zeros(lines, dtype=SUM, eager=True).alias(into))
+            continue
+        amounts = flown[into,].group_by("_line").agg(pl.col("quanta").sum().alias(into))
+        sums = every.join(amounts, on="_line", how="left", validate="1:1", maintain_order="left")
         found.append(sums[into].fill_null(0))
     return [
         *found,

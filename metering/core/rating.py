@@ -91,7 +91,7 @@ def charged_sums(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.Da
     """(sums, unrated) of `charges`: quarter_start, series_id, currency, quanta, all meters of a row in one sum.
 
     usage: as for `charges`, with series_id; no two rows of one quarter_start and series_id. The amounts are the
-    same to the quantum.
+    same to the quantum. unrated: quarter_start, series_id, meter, quantity, reason.
     """
     sold = _sold(usage)
     bound = sold.join(_bound(sold, books), on=["quarter_start", "customer"], how="left", validate="m:1")
@@ -99,8 +99,10 @@ def charged_sums(usage: pl.DataFrame, books: Books) -> tuple[pl.DataFrame, pl.Da
     silent = books.price_books.select("book", "item", "tier").unique()
     silent = silent.join(_sold_by_time(books), on=["book", "item"], how="anti")
     sums, rest = _summed(keyed, books.price_books, silent)
+    if rest.is_empty():
+        return sums, _no_gap(rest)
     rated, unrated = charge(_lines(rest, item="product", tier="tier_sold"), books)
-    return _with(sums, rated), unrated
+    return _with(sums, rated), unrated.select(_GAP)
 
 
 def _sold(usage: pl.DataFrame) -> pl.DataFrame:
@@ -215,8 +217,10 @@ def _sums_at_cost_books(bought: pl.DataFrame, books: Books) -> tuple[pl.DataFram
         pl.col("model_served").alias("item"), pl.col("tier_served").alias("tier")
     )
     sums, rest = _summed(keyed, books.cost_books, _billed_in_tokens(books))
+    if rest.is_empty():
+        return sums, _no_gap(rest)
     rated, unrated = _at_cost_books(rest.drop("book", "reason"), books)
-    return _with(sums, rated), unrated
+    return _with(sums, rated), unrated.select(_GAP)
 
 
 def _with_cost_book(bought: pl.DataFrame, books: Books) -> pl.DataFrame:
@@ -241,6 +245,12 @@ def _billed_in_tokens(books: Books) -> pl.DataFrame:
 
 _PRICED_AS: Final = ("book", "item", "tier", "region", "context_breakpoint")
 _SUMMED: Final = ("quarter_start", "series_id", "currency")
+_GAP: Final = ("quarter_start", "series_id", "meter", "quantity", "reason")
+
+
+def _no_gap(rows: pl.DataFrame) -> pl.DataFrame:
+    known = {name: rows.schema[name] for name in _SUMMED[:2]}
+    return pl.DataFrame(schema={**known, "meter": pl.String, "quantity": SUM, "reason": pl.String})
 
 
 def _summed(
