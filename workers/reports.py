@@ -376,7 +376,12 @@ def _null_texts(by: Sequence[str], lines: pl.DataFrame) -> dict[str, str]:
     capacity = "(idle capacity)" if (nobodys == "idle").all() else "(unused capacity)"
     who = {"customer", "kind", "segment"} & set(by)
     texts = dict.fromkeys(by, "(none)" if who or "line" in by else "(fees, idle)")
-    return texts | dict.fromkeys(who, capacity) | ({"pool": "(none)"} if "pool" in by else {})
+    named = {name: text for name, text in _NONE_OF_IT.items() if name in by}
+    return texts | dict.fromkeys(who, capacity) | named
+
+
+#: What stands for nothing of these: customers without a plan have none, beside idle capacity and the like.
+_NONE_OF_IT: Final = {"pool": "(none)", "plan": "(no plan)", "contract": "(no contract)"}
 
 
 #: Lines of capacity that no customer used.
