@@ -342,7 +342,7 @@ class Terms:
     def _of_period(self, rows: pl.DataFrame, column: str, currency: str) -> list[Node]:
         """What is of a contract's period: fixed discounts, maximum, minimum."""
         rows = self._in_periods(rows)
-        by = ["contract", "period_start", "period_until", "minimum", "maximum"]
+        by = ["contract", "period_start", "period_until"]
         found = []
         for key, mine in rows.sort(*by, "quarter_start", nulls_last=True).group_by(by, maintain_order=True):
             said = dict(zip(by, key, strict=True))
@@ -351,9 +351,13 @@ class Terms:
                 fixed = self._fixed(said)
                 what = f"{fixed} per period, at most what is left of its charges"
             elif column == "capped":
-                what = f"what the period's net charges exceed the maximum of {said['maximum']:,.2f} by"
+                what = (
+                    f"what the period's net charges exceed the maximum of {self._said_of(said, 'maximum')} by"
+                )
             else:
-                what = f"what the period's net charges lack of the minimum of {said['minimum']:,.2f}"
+                what = (
+                    f"what the period's net charges lack of the minimum of {self._said_of(said, 'minimum')}"
+                )
             how = (
                 f"{what}, prorated by the days covered so far and spread over the period's lines by what is left of "
                 f"them; contract {contract} ({self._place('contract', contract)})"
@@ -385,7 +389,26 @@ class Terms:
         )
 
     def _in_periods(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows with the period of their contract and its minimum and maximum then."""
+        """Rows with the period of their contract."""
+        return rows.sort("quarter_start").join_asof(
+            self._periods().select("contract", "covered_from", "period_start", "period_until"),
+            left_on="quarter_start",
+            right_on="covered_from",
+            by="contract",
+            strategy="backward",
+            check_sortedness=False,
+        )
+
+    def _said_of(self, said: Mapping[str, Any], name: str) -> str:
+        """The minimum or maximum of a period, in whose midst the contract's terms may change."""
+        here = self._periods().filter(
+            (pl.col("contract") == said["contract"]) & (pl.col("period_start") == said["period_start"])
+        )
+        amounts = here[name].drop_nulls().unique(maintain_order=True)
+        return " then ".join(f"{amount:,.2f}" for amount in amounts)
+
+    def _periods(self) -> pl.DataFrame:
+        """The contracts' periods that touch the report's, in the order in which they begin."""
         if self._found_periods is None:
             contracts = self._books.contracts.select("contract").unique()
             spans = contracts.with_columns(
@@ -395,15 +418,7 @@ class Terms:
             self._found_periods = contract_periods(self._books, spans, self._period.until).sort(
                 "covered_from"
             )
-        names = ["period_start", "period_until", "minimum", "maximum"]
-        return rows.sort("quarter_start").join_asof(
-            self._found_periods.select("contract", "covered_from", *names),
-            left_on="quarter_start",
-            right_on="covered_from",
-            by="contract",
-            strategy="backward",
-            check_sortedness=False,
-        )
+        return self._found_periods
 
     def told(self, column: str, lines: pl.DataFrame, currency: str) -> list[Node]:
         """top_up, overage_premium, shortfall, breakage or promotional_credit of waterfall lines."""

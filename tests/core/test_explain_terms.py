@@ -117,6 +117,26 @@ def test_of_a_day_every_quarter_hour_has_its_place_on_the_counter():
     assert [node.facts["position"] for node in nodes(tree) if "position" in node.facts] == [60, 110]
 
 
+def test_a_minimum_that_ends_within_the_period_is_still_named():
+    books = graduated()
+    change = pl.lit(instant("2026-03-17"))
+
+    def cut(rows: pl.DataFrame, **later: pl.Expr) -> pl.DataFrame:
+        first = rows.with_columns(change.cast(rows.schema["effective_until"]).alias("effective_until"))
+        rest = rows.with_columns(change.cast(rows.schema["effective_from"]).alias("effective_from"), **later)
+        return pl.concat([first, rest])
+
+    none = pl.lit(None, dtype=books.contract_terms.schema["minimum"])
+    books = replace(
+        books, contracts=cut(books.contracts), contract_terms=cut(books.contract_terms, minimum=none)
+    )
+    # so large that some of it falls on usage after the change
+    more = (pl.col("minimum") * 10).cast(books.contract_terms.schema["minimum"])
+    books = replace(books, contract_terms=books.contract_terms.with_columns(more.alias("minimum")))
+    tree = explained(USAGE, books, "top_up", contract="c")
+    assert "lack of the minimum of 12,000.00, prorated" in tree.children[0].how
+
+
 def test_amounts_in_another_currency_and_of_cost_are_taken_apart():
     percent = read(
         "charge | of | ratio\n cost plus | cost | 1.2",
