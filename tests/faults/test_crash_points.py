@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -88,6 +89,16 @@ class Ledger:
         assert row is not None
         return row[0]
 
+    def let_go(self) -> None:
+        """Wait until the server has noticed that a killed worker is gone, and released its locks."""
+        held = (
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid() "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+        until = time.monotonic() + 30
+        while self.one(held) and time.monotonic() < until:
+            time.sleep(0.02)
+
     def written(self) -> list[tuple[Any, ...]]:
         """Everything that ingest and settle write, but for names and who owns the positions."""
         rows: list[tuple[Any, ...]] = []
@@ -162,6 +173,7 @@ def points_of(
         **faults,
     )
     done.wait()
+    ledger.let_go()
     points = [point for point in journal_of(journal) if point["number"] is not None]
     if worker == "ingest":
         last = next(
