@@ -22,7 +22,9 @@ class Node:
     """One amount: `amount` / `per` of `unit`. Its children, if it has any, sum to it; otherwise FrameBroken.
 
     how: in words, what was multiplied, split or looked up. facts: the same for programs, in files alone. made_of:
-    the tree of another unit that it was made of (the amount before translation), which is not summed.
+    the tree of another unit that it was made of (the amount before translation, what a ratio is of), which is not
+    summed. each: what its children are where they follow each other (`quarter hours`), so that many of them may be
+    told as one run; `how` then says of all together what theirs say of each.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Node:
     children: tuple["Node", ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     made_of: "Node | None" = None
+    each: str = ""
 
     def __post_init__(self) -> None:
         odd = [child for child in self.children if (child.per, child.unit) != (self.per, self.unit)]
@@ -62,26 +65,37 @@ class Node:
         return replace(self, name=name, how=how or self.how)
 
 
-def total(name: str, parts: Iterable[Node], per: int, unit: str, how: str = "") -> Node:
+def total(name: str, parts: Iterable[Node], per: int, unit: str, how: str = "", each: str = "") -> Node:
     """The node whose children are `parts`; 0 without any."""
     children = tuple(parts)
-    return Node(name, sum(child.amount for child in children), per, unit, how, children)
+    return Node(name, sum(child.amount for child in children), per, unit, how, children, each=each)
 
 
 def grouped(
-    name: str, rows: pl.DataFrame, levels: Sequence[Sequence[str]], leaf: Leaf, per: int, unit: str
+    name: str,
+    rows: pl.DataFrame,
+    levels: Sequence[Sequence[str]],
+    leaf: Leaf,
+    per: int,
+    unit: str,
+    *,
+    each: str = "",
+    whole: Callable[[pl.DataFrame], str] | None = None,
 ) -> Node:
     """A tree over the rows: one level of nodes for each of `levels`, named by its columns, and a leaf a row.
 
     Rows keep the order in which they come. A node with one child is that child, under both names; what is null, and
-    the names of no context breakpoint and of the only dimension, are left out.
+    the names of no context breakpoint and of the only dimension, are left out. each: what the leaves are, where they
+    follow each other; whole: how the rows of all leaves below one node came about.
     """
     if not levels:
-        return total(name, (leaf(row) for row in rows.iter_rows(named=True)), per, unit)
+        leaves = (leaf(row) for row in rows.iter_rows(named=True))
+        return total(name, leaves, per, unit, whole(rows) if whole else "", each)
     first, *rest = levels
     children = []
     for values, group in rows.group_by(list(first), maintain_order=True):
-        child = grouped(label(dict(zip(first, values, strict=True))), group, rest, leaf, per, unit)
+        named = label(dict(zip(first, values, strict=True)))
+        child = grouped(named, group, rest, leaf, per, unit, each=each, whole=whole)
         if len(child.children) == 1:
             only = child.children[0]
             child = only.named(", ".join(filter(None, [child.name, only.name])))

@@ -258,11 +258,13 @@ def _batches(connection: Connection, provenance: Provenance, words: Sequence[str
     intakes: dict[str, list[Node]] = {}
     for one in found:
         intake = one.kind if one.topic is None else f"{one.topic} partition {one.partition}"
-        offsets = f"offsets {one.first_offset:,} to {one.next_offset - 1:,}" if one.topic is not None else ""
-        facts = {**vars(one)}
-        leaf = Node(f"batch {one.batch_id}", one.events, 1, "events", offsets, facts=facts)
+        offsets = _offsets(one.first_offset, one.next_offset) if one.topic is not None else ""
+        leaf = Node(f"batch {one.batch_id}", one.events, 1, "events", offsets, facts=vars(one))
         intakes.setdefault(intake, []).append(leaf)
-    parts = [total(name, batches, 1, "events") for name, batches in intakes.items()]
+    parts = [
+        total(name, batches, 1, "events", _offsets_said(batches), "batches")
+        for name, batches in intakes.items()
+    ]
     about_what = " ".join(f"{name}={value or '-'}" for name, value in about.items())
     archived = [
         f"{one.day}" for one in archives(connection) if cut.start.date() <= one.day < cut.until.date()
@@ -271,6 +273,18 @@ def _batches(connection: Connection, provenance: Provenance, words: Sequence[str
     if archived:
         how += f"; archived, and not looked through: {', '.join(archived)}"
     return total("events in the ledger", parts, 1, "events", how)
+
+
+def _offsets(first: int, following: int) -> str:
+    return f"offsets {first:,} to {following - 1:,}"
+
+
+def _offsets_said(batches: Sequence[Node]) -> str:
+    """Of a partition's batches: within which offsets they lie."""
+    if len(batches) < 2 or batches[0].facts["topic"] is None:
+        return ""
+    within = _offsets(batches[0].facts["first_offset"], batches[-1].facts["next_offset"])
+    return f"{len(batches):,} batches within {within}"
 
 
 def explain_capacity_cell(

@@ -33,6 +33,14 @@ def explain(
             help="Also the batches that the usage came from: topic, partition, offsets. Reads the ledger.",
         ),
     ] = False,
+    every_part: Annotated[
+        bool,
+        typer.Option("--all", help="Every part in text, however many: each quarter hour, each customer."),
+    ] = False,
+    depth: Annotated[
+        int | None,
+        typer.Option("--depth", min=0, help="Levels of parts in text. Default: all.", show_default=False),
+    ] = None,
     form: Annotated[str, typer.Option("--format", metavar="text|json", help="What to write.")] = "text",
 ) -> None:
     """Take one number of a report apart, down to quantities, prices, shares, fees and bills that sum to it.
@@ -61,7 +69,16 @@ def explain(
         typer.echo(text, nl=False)
         return
     width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    typer.echo(trees.to_text(found.tree, found.provenance, found.title, width, found.batches), nl=False)
+    text = trees.to_text(
+        found.tree,
+        found.provenance,
+        found.title,
+        width,
+        found.batches,
+        depth=depth,
+        every_part=every_part,
+    )
+    typer.echo(text, nl=False)
 
 
 def mount(root: typer.Typer) -> None:

@@ -97,6 +97,10 @@ class _Explained:
         daily = self.period.until - self.period.start > DAY
         return pl.col(instant).dt.truncate("1d" if daily else "1h").alias("at")
 
+    @property
+    def _each(self) -> str:
+        return "days" if self.period.until - self.period.start > DAY else "hours"
+
     def _time(self, at: Any) -> str:
         return f"{at:%Y-%m-%d}" if self.period.until - self.period.start > DAY else f"{at:%H:%M}"
 
@@ -122,7 +126,8 @@ class _Explained:
             found = self._set_aside(column)
         else:
             found = self._by_time(column)
-        return Node(column, int(self.minutes[column].sum()), self.per, self.unit, found.how, found.children)
+        # made anew, so that its parts are checked against the report's figure
+        return replace(found, name=column, amount=int(self.minutes[column].sum()))
 
     def _contracted(self) -> Node:
         steps = self.books.capacity_steps.select(
@@ -220,11 +225,22 @@ class _Explained:
         )
         what = {"overrun": "burned above what was available"}.get(column, column.replace("_", " "))
 
-        def leaf(row: Mapping[str, Any]) -> Node:
-            how = f"{what} in {row['minutes']:,} of {row['all']:,} minutes"
-            return Node(self._time(row["at"]), row[column], self.per, self.unit, how)
+        def how(row: Mapping[str, Any]) -> str:
+            return f"{what} in {row['minutes']:,} of {row['all']:,} minutes"
 
-        return grouped("", rows.filter(pl.col(column) != 0).sort("at"), [], leaf, self.per, self.unit)
+        def leaf(row: Mapping[str, Any]) -> Node:
+            return Node(self._time(row["at"]), row[column], self.per, self.unit, how(row))
+
+        return grouped(
+            "",
+            rows.filter(pl.col(column) != 0).sort("at"),
+            [],
+            leaf,
+            self.per,
+            self.unit,
+            each=self._each,
+            whole=lambda _: how(rows.select(pl.col("minutes", "all").sum()).row(0, named=True)),
+        )
 
     # ---- cost --------------------------------------------------------------------------------------------
 
@@ -237,8 +253,13 @@ class _Explained:
             )
         unit = currencies[0]
         if column == "recognised_cost":
-            parts = [replace(self.cost(name), how="") for name in _COSTS]
+            parts = [self._cost_by_time(name, unit) for name in _COSTS]
             return total(column, [part for part in parts if part.amount], MONEY_PER, unit, self._paid())
+        found = self._cost_by_time(column, unit)
+        return found.named(column, "; ".join(filter(None, [found.how, self._paid()])))
+
+    def _cost_by_time(self, column: str, unit: str) -> Node:
+        """A part of the recognised cost by day, or by hour of a day."""
         part = column.removesuffix("_cost")
         quarters = self.minutes.group_by(
             "dimension", pl.col("minute").dt.truncate("15m").alias("quarter_start")
@@ -252,30 +273,37 @@ class _Explained:
                 pl.col(part, "contracted").sum(),
                 pl.col("estimated").any(),
             )
-            .filter(pl.col("quanta") != 0)
             .sort("dimension", "at")
         )
 
-        def leaf(row: Mapping[str, Any]) -> Node:
-            node = Node("", row["recognised"], MONEY_PER, unit)
+        def how(row: Mapping[str, Any]) -> str:
             state = " (estimated: not billed yet)" if row["estimated"] else ""
+            recognised = Node("", row["recognised"], MONEY_PER, unit).value
+            return (
+                f"{row[part] // self.per:,} of {row['contracted'] // self.per:,} contracted, of {recognised:,.2f} "
+                f"recognised{state}, quarter hour by quarter hour"
+            )
+
+        def whole(rows: pl.DataFrame) -> str:
+            sums = rows.select(pl.col("recognised", part, "contracted").sum(), pl.col("estimated").any())
+            return how(sums.row(0, named=True))
+
+        def leaf(row: Mapping[str, Any]) -> Node:
             return Node(
                 self._time(row["at"]),
                 row["quanta"],
                 MONEY_PER,
                 unit,
-                f"{row[part] // self.per:,} of {row['contracted'] // self.per:,} contracted, of {node.value:,.2f} "
-                f"recognised{state}, quarter hour by quarter hour",
+                how(row),
                 facts={
-                    "recognised_cost": node.value,
+                    "recognised_cost": Node("", row["recognised"], MONEY_PER, unit).value,
                     part: row[part] // self.per,
                     "estimated": row["estimated"],
                 },
             )
 
-        return grouped(
-            "", rows, [["dimension"]] if rows["dimension"].n_unique() > 1 else [], leaf, MONEY_PER, unit
-        ).named(column, self._paid())
+        levels = [["dimension"]] if rows["dimension"].n_unique() > 1 else []
+        return grouped(column, rows, levels, leaf, MONEY_PER, unit, each=self._each, whole=whole)
 
     def _paid(self) -> str:
         """The bill lines of the pool whose service touches the period; else the fees that stand for them."""

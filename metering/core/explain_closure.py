@@ -120,7 +120,7 @@ class _Explained:
         def leaf(row: Mapping[str, Any]) -> Node:
             return Node(f"{row['day']}", row["quanta"], MONEY_PER, self.cell.currency)
 
-        return grouped("", rows, [], leaf, MONEY_PER, self.cell.currency)
+        return grouped("", rows, [], leaf, MONEY_PER, self.cell.currency, each="days")
 
     def billed(self, term: str) -> Node:
         """The documents posted in the period, down to their lines; of prepaid, less what was recognised of each."""

@@ -387,16 +387,15 @@ class _Explained:
                     pl.col("estimated").any(),
                 )
             )
-            leaves = (
-                quarters.group_by(by)
-                .agg(
-                    pl.col("quanta", "burn", *whole).sum(),
+
+            def summed(by: list[str], rows: pl.DataFrame) -> pl.DataFrame:
+                return rows.group_by(by).agg(
+                    pl.col("quanta", "burn", *whole, "quarters").sum(),
                     pl.col("denominator").first(),
-                    pl.len().alias("quarters"),
                     pl.col("estimated").any(),
                 )
-                .sort(by)
-            )
+
+            leaves = summed(by, quarters.with_columns(pl.lit(1).alias("quarters"))).sort(by)
             levels = [["line"]] if leaves["line"].n_unique() > 1 else []
             return grouped(
                 "",
@@ -405,6 +404,8 @@ class _Explained:
                 self._pool_leaf(currency),
                 MONEY_PER,
                 currency,
+                each="days" if daily else "quarter hours",
+                whole=lambda rows: _pool_said(summed(["line"], rows).row(0, named=True)),
             )
 
         return rows, tree
@@ -413,23 +414,12 @@ class _Explained:
         def leaf(row: Mapping[str, Any]) -> Node:
             by = row["denominator"] or 1
             name = f"{row['at']:%Y-%m-%d}" if not hasattr(row["at"], "hour") else f"{row['at']:%H:%M}"
-            quarters = f"{row['quarters']} quarter hours" if row["quarters"] > 1 else "the quarter hour"
-            recognised = f"{_money(_units(row['recognised']))} recognised"
-            state = " (estimated: not billed yet)" if row["estimated"] else ""
-            capacity = f"{_burn(row['part'], by)} of {_burn(row['contracted'], by)} contracted"
-            if row["line"] == "usage":
-                how = (
-                    f"{_burn(row['burn'], by)} of {_burn(row['pool_burn'], by)} burned in {quarters}; served were "
-                    f"{capacity}: {_money(_units(row['line_cost']))} of {recognised}{state}"
-                )
-            else:
-                how = f"{capacity} {row['line'].replace('_', ' ')} in {quarters}, of {recognised}{state}"
             return Node(
                 name,
                 row["quanta"],
                 MONEY_PER,
                 currency,
-                how,
+                _pool_said(row),
                 facts={
                     "quarter_hours": row["quarters"],
                     "burn": _burn(row["burn"], by),
@@ -506,6 +496,7 @@ class _Explained:
             leaf,
             MONEY_PER,
             self.made.currency,
+            each="days",
         )
         return self._root(column, found.children, how)
 
@@ -524,7 +515,7 @@ class _Explained:
         def leaf(row: Mapping[str, Any]) -> Node:
             return Node(f"{row['day']}", row[column], 1, unit)
 
-        return grouped(column, rows, [["customer"], by[1:]], leaf, 1, unit)
+        return grouped(column, rows, [["customer"], by[1:]], leaf, 1, unit, each="days")
 
 
 def shares(
@@ -604,6 +595,21 @@ _POOL_ROWS: Final = pl.DataFrame(
         "estimated": pl.Boolean,
     }
 )
+
+
+def _pool_said(row: Mapping[str, Any]) -> str:
+    """What pools served of what was contracted and recognised, in one quarter hour or in several."""
+    by = row["denominator"] or 1
+    quarters = f"{row['quarters']:,} quarter hours" if row["quarters"] > 1 else "the quarter hour"
+    recognised = f"{_money(_units(row['recognised']))} recognised"
+    state = " (estimated: not billed yet)" if row["estimated"] else ""
+    capacity = f"{_burn(row['part'], by)} of {_burn(row['contracted'], by)} contracted"
+    if row["line"] != "usage":
+        return f"{capacity} {row['line'].replace('_', ' ')} in {quarters}, of {recognised}{state}"
+    return (
+        f"{_burn(row['burn'], by)} of {_burn(row['pool_burn'], by)} burned in {quarters}; served were "
+        f"{capacity}: {_money(_units(row['line_cost']))} of {recognised}{state}"
+    )
 
 
 def _units(quanta: int) -> Any:

@@ -104,9 +104,9 @@ class Terms:
         """A node for each price rule and counter, below it each day (of a day: quarter hour) with its tiers."""
         if rows.is_empty():
             return []
-        rules = self._books.price_rules.select("rule", "meters", "model", "free_units", "reset").unique(
-            "rule", keep="first", maintain_order=True
-        )
+        rules = self._books.price_rules.select(
+            "rule", "meters", "model", "hours", "free_units", "reset"
+        ).unique("rule", keep="first", maintain_order=True)
         rows = rows.join(rules, on="rule", validate="m:1")
         counted = self._earned.counted.rename({"gross": "charged", "quantity": "priced"})
         at = pl.col("day") if self._by_day else pl.col("quarter_start")
@@ -115,20 +115,21 @@ class Terms:
             on=["contract", "item", "meters", "quarter_start", "rule"],
             validate="m:1",
         )
-        by = [*_COUNTER, "book", "model", "free_units", "reset", "at"]
+        by = [*_COUNTER, "book", "model", "hours", "free_units", "reset", "at"]
         touched = mine.select(*by, "quarter_start").unique()
         whole = touched.join(counted, on=[*_COUNTER, "quarter_start"], validate="m:1")
         tiers = self._tiers(whole, by)
-        sums = (
+        counter = by[:-1]
+        sums, sums_of_all = (
             whole.sort("quarter_start")
-            .group_by(by)
+            .group_by(each)
             .agg(
                 pl.col("position", "total").first(),
-                (pl.col("position") + pl.col("counted")).last().alias("until"),
                 pl.col("counted", "priced", "charged").sum(),
                 pl.len().alias("quarters"),
             )
-            .sort(by)
+            .sort(each)
+            for each in (by, counter)
         )
         meters = ["meter", "tier_sold", "region", "context_breakpoint"]
         split = mine.group_by(*by, *meters).agg(pl.col("quanta", "quantity").sum()).sort(*by, *meters)
@@ -138,20 +139,38 @@ class Terms:
         for row in sums.iter_rows(named=True):
             key = tuple(row[name] for name in by)
             node = self._counted(row, parts[key], crossed.get(key, []), currency)
-            found.setdefault(tuple(row[name] for name in by[:-1]), []).append(node)
-        return [self._rule(dict(zip(by, key, strict=False)), nodes, currency) for key, nodes in found.items()]
+            found.setdefault(key[:-1], []).append(node)
+        crossed_by_all = {
+            key: list(part.iter_rows(named=True))
+            for key, part in self._tiers(whole, counter).group_by(counter, maintain_order=True)
+        }
+        nodes = []
+        for row in sums_of_all.iter_rows(named=True):
+            key = tuple(row[name] for name in counter)
+            nodes.append(self._rule(row, found[key], crossed_by_all.get(key, []), currency))
+        return nodes
 
-    def _rule(self, said: Mapping[str, Any], nodes: Sequence[Node], currency: str) -> Node:
+    def _rule(
+        self,
+        said: Mapping[str, Any],
+        nodes: Sequence[Node],
+        tiers: Sequence[Mapping[str, Any]],
+        currency: str,
+    ) -> Node:
         where = self._place("price_book", said["book"])
         free = f", {said['free_units']:,} units free" if said["free_units"] else ""
+        when = f" in hours {said['hours']}" if said["hours"] != "*" else ""
         since = said["counter_start"]
         return total(
-            f"{said['item']}, {said['model'].replace('_', ', ')} price of {said['meters'].replace(',', ' + ')}",
+            f"{said['item']}, {said['model'].replace('_', ', ')} price of "
+            f"{said['meters'].replace(',', ' + ')}{when}",
             nodes,
             MONEY_PER,
             currency,
-            f"one counter for all of them since {since:{_MINUTE}} UTC (reset: {said['reset']}){free}; contract "
-            f"{said['contract']}, book {said['book']} ({where}), rule {said['rule']}",
+            f"{_counted_said(said, tiers, 'first of these')}; one counter for all of them since {since:{_MINUTE}} UTC "
+            f"(reset: {said['reset']}){free}; contract {said['contract']}, book {said['book']} ({where}), "
+            f"rule {said['rule']}",
+            "days" if self._by_day else "quarter hours",
         )
 
     def _tiers(self, whole: pl.DataFrame, by: list[str]) -> pl.DataFrame:
@@ -221,13 +240,7 @@ class Terms:
         at = row["at"]
         name = f"{at:%H:%M}" if isinstance(at, datetime) else f"{at:%Y-%m-%d}"
         when = "quarter hour" if isinstance(at, datetime) else "day"
-        words = [_tier_said(tier, row) for tier in tiers]
-        how = (
-            f"at {row['position']:,} units when the {when} began, {row['counted']:,} counted: "
-            f"{'; '.join(words) or 'nothing beyond what is free'}"
-        )
-        if row["priced"] != row["counted"]:
-            how += f"; of that the {row['priced']:,} units that this rule prices: {_money(row['charged'])}"
+        how = _counted_said(row, tiers, when)
         amount = sum(part["quanta"] for part in parts)
         here = sum(part["quantity"] for part in parts)
         if here != row["priced"]:
@@ -511,7 +524,9 @@ class Terms:
         """The rows day by day; of one day, the sum alone."""
         sums = rows.group_by("day").agg(pl.col("quanta").sum()).sort("day")
         days = [Node(f"{day}", amount, MONEY_PER, currency) for day, amount in sums.iter_rows()]
-        return total(name, days, MONEY_PER, currency, how) if len(days) > 1 else days[0].named(name, how)
+        return (
+            total(name, days, MONEY_PER, currency, how, "days") if len(days) > 1 else days[0].named(name, how)
+        )
 
 
 def _about(product: str) -> pl.Expr:
@@ -538,6 +553,15 @@ def _by_tiers(tiers: Sequence[Mapping[str, Any]], currency: str) -> list[Node]:
     return found
 
 
+def _counted_said(row: Mapping[str, Any], tiers: Sequence[Mapping[str, Any]], when: str) -> str:
+    """Where a counter stood when something (`when`) began, what it counted then, and what that is in tiers."""
+    words = "; ".join(_tier_said(tier, row) for tier in tiers) or "nothing beyond what is free"
+    how = f"at {row['position']:,} units when the {when} began, {row['counted']:,} counted: {words}"
+    if row["priced"] != row["counted"]:
+        how += f"; of that the {row['priced']:,} units that this rule prices: {_money(row['charged'])}"
+    return how
+
+
 def _tier_said(tier: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if tier["package_units"] is not None:
         kind = row["model"].removeprefix("package_")
@@ -547,6 +571,8 @@ def _tier_said(tier: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     if row["model"] == "volume":
         flat = f", and its share of {tier['flat_amount']:,.2f}" if tier["flat_amount"] else ""
         return f"tier {tier['tier']}, that of all {row['total']:,} units of the counter: {_tier_priced(tier)}{flat}"
+    if row["model"] == "unit":
+        return _tier_priced(tier)
     return f"tier {tier['tier']} {_range(tier)}: {_tier_priced(tier)}"
 
 

@@ -2,9 +2,11 @@
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any, Final
 
 from metering.delivery.report import Provenance, instant
@@ -12,23 +14,77 @@ from metering.delivery.tables import money, printable
 from metering.tree import MONEY_PER, Node
 
 WIDTH_MIN: Final = 60
-#: Children of one node that text shows; the rest is summed in one line. JSON has all.
-_SHOWN_MAX: Final = 24
+#: Children of one node that text shows, unless every part is asked for.
+_SHOWN_MAX: Final = 12
 _INDENT: Final = 2
 
 
-def to_text(tree: Node, provenance: Provenance, title: str, width: int, batches: Node | None = None) -> str:
-    """The tree as lines of at most `width`: name and amount, and below it, indented, how it was computed."""
+def to_text(
+    tree: Node,
+    provenance: Provenance,
+    title: str,
+    width: int,
+    batches: Node | None = None,
+    *,
+    depth: int | None = None,
+    every_part: bool = False,
+) -> str:
+    """The tree as lines of at most `width`: name and amount, and below it, indented, how it was computed.
+
+    depth: how many levels below the root; None: all. More than 12 parts of a node are told in fewer lines, which
+    sum to the same; every_part: each in a line of its own.
+    """
     width = max(width, WIDTH_MIN)
-    caption = textwrap.wrap(provenance.caption(), width)
-    lines = [*textwrap.wrap(printable(title), width), *caption, "", *_lines(tree, 0, width)]
-    if batches is not None:
-        lines += ["", *_lines(batches, 0, width)]
-    return "\n".join(lines) + "\n"
+    head = [*textwrap.wrap(printable(title), width), *textwrap.wrap(provenance.caption(), width)]
+    trees = [tree] if batches is None else [tree, batches]
+    told = [("", *_lines(each if every_part else folded(each), 0, width, depth)) for each in trees]
+    return "\n".join([*head, *chain.from_iterable(told)]) + "\n"
 
 
-def _lines(node: Node, depth: int, width: int) -> Iterator[str]:
-    margin = " " * (_INDENT * depth)
+def folded(node: Node) -> Node:
+    """The same with at most 12 parts below each node, which still sum to it.
+
+    Many parts that follow each other (`Node.each`) become one, with the first, the last, the least and the most of
+    them; of others the largest stay, and the rest become one. What all of those say of themselves, it says.
+    """
+    parts = node.children
+    if len(parts) > _SHOWN_MAX:
+        parts = (_run(node),) if node.each else _largest(node)
+    return replace(
+        node,
+        children=tuple(folded(part) for part in parts),
+        made_of=folded(node.made_of) if node.made_of else None,
+    )
+
+
+def _run(node: Node) -> Node:
+    parts = node.children
+    name = f"{len(parts):,} {node.each}, {parts[0].name} to {parts[-1].name}"
+    least, most = (pick(parts, key=lambda part: part.amount) for pick in (min, max))
+    span = f"each {_amount(least)}"
+    if least.amount != most.amount:
+        span = f"from {_amount(least)} ({least.name}) to {_amount(most)} ({most.name})"
+    return Node(name, node.amount, node.per, node.unit, "; ".join(filter(None, [span, _common(parts)])))
+
+
+def _largest(node: Node) -> tuple[Node, ...]:
+    """The largest parts in their order, and one of all others."""
+    order = sorted(range(len(node.children)), key=lambda place: -abs(node.children[place].amount))
+    kept = {*order[: _SHOWN_MAX - 1]}
+    rest = [part for place, part in enumerate(node.children) if place not in kept]
+    other = Node(
+        f"and {len(rest):,} smaller", sum(part.amount for part in rest), node.per, node.unit, _common(rest)
+    )
+    return (*(part for place, part in enumerate(node.children) if place in kept), other)
+
+
+def _common(parts: Sequence[Node]) -> str:
+    said = {part.how for part in parts}
+    return said.pop() if len(said) == 1 else ""
+
+
+def _lines(node: Node, level: int, width: int, depth: int | None) -> Iterator[str]:
+    margin = " " * (_INDENT * level)
     amount = f"{_amount(node)} {node.unit}"
     name = printable(node.name)
     room = width - len(margin) - len(amount) - 1
@@ -47,16 +103,13 @@ def _lines(node: Node, depth: int, width: int) -> Iterator[str]:
         yield from textwrap.wrap(
             f"= {printable(node.how)}", width, initial_indent=inside, subsequent_indent=inside + "  "
         )
-    shown, rest = node.children, node.children[_SHOWN_MAX:]
-    if len(rest) > 1:
-        shown = node.children[:_SHOWN_MAX]
-    for child in shown:
-        yield from _lines(child, depth + 1, width)
-    if len(rest) > 1:
-        more = Node(f"and {len(rest)} more", sum(child.amount for child in rest), node.per, node.unit)
-        yield from _lines(more, depth + 1, width)
+    if level == depth:
+        return
+    for child in node.children:
+        yield from _lines(child, level + 1, width, depth)
     if node.made_of is not None:
-        yield from _lines(node.made_of.named(f"of {node.made_of.unit}"), depth + 1, width)
+        made_of = node.made_of.named(node.made_of.name or f"of {node.made_of.unit}")
+        yield from _lines(made_of, level + 1, width, depth)
 
 
 def _amount(node: Node) -> str:

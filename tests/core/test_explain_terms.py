@@ -89,6 +89,8 @@ def test_tiers_a_discount_and_a_minimum_are_told_one_by_one():
     ]
     rule = tree.children[0].children[0].children[0]
     assert rule.how == (
+        "at 0 units when the first of these began, 120 counted: tier 1 to 100: 100 x 10000000 per million + 5.00 on "
+        "entering it; tier 2 above 100: 10 x 8000000 per million; "
         "one counter for all of them since 2026-03-01 00:00 UTC (reset: period), 10 units free; contract c, "
         "book standard (revision 1, price_book.yaml:1), rule rule"
     )
