@@ -13,7 +13,7 @@ from metering.core.costs import reach
 from metering.core.explain_capacity import CapacityCell, explain_capacity
 from metering.core.explain_closure import BASES, ClosureCell, explain_closure
 from metering.core.explain_margin import COLUMNS, Cell, explain_margin
-from metering.core.explain_terms import Place
+from metering.core.explain_words import Place
 from metering.core.flows import carve_outs
 from metering.core.margin import Margin, margin
 from metering.core.windows import pool_costs
