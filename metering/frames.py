@@ -196,6 +196,13 @@ HELD_USAGE: Final = Frame(
     key=("minute", *DIMENSIONS, "project", "seat"),
     nullable=frozenset({"pool"}),
 )
+#: Usage per quarter hour, series and project, every attempt: by what amounts are attributed to projects.
+PROJECT_USAGE: Final = Frame(
+    "PROJECT_USAGE",
+    {"quarter_start": INSTANT, **DIMENSIONS, "project": pl.String, **SUMS},  # '' where not said
+    key=("quarter_start", *DIMENSIONS, "project"),
+    nullable=frozenset({"pool"}),
+)
 #: Requests that were turned away by a limit, once each: the first such refusal of every customer and request_id.
 LIMIT_REFUSED: Final = Frame(
     "LIMIT_REFUSED",

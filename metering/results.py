@@ -548,7 +548,15 @@ MARGIN_LINES: Final = Frame(
     nullable=(frozenset(LINE_KEY) - {"day", "line"}) | _AMOUNTS_NULL,
     laws=_AMOUNT_LAWS,
 )
-#: By what margin lines may be summed.
+#: Margin lines by project, as core.margin makes them where it is given usage by project.
+PROJECT_LINES: Final = Frame(
+    "PROJECT_LINES",
+    {**LINE_KEY, "project": pl.String, **_AMOUNTS, "currency": pl.String},  # '': not said; null: of no usage
+    key=(*LINE_KEY, "project"),
+    nullable=MARGIN_LINES.nullable | {"project"},
+    laws=_AMOUNT_LAWS,
+)
+#: By what margin lines may be summed; lines by project by that too.
 MARGIN_BY: Final = tuple(LINE_KEY)
 
 #: Everything that could not be priced or costed, per UTC day. Usage has a meter and a quantity. An amount
@@ -676,7 +684,7 @@ BRIDGE: Final = Frame(
 
 
 def margin_frame(by: Sequence[str]) -> Frame:
-    """The declaration of a margin table by some of MARGIN_BY: keys, who the customer is, amounts, margin.
+    """The declaration of a margin table by some of MARGIN_BY and project: keys, who the customer is, amounts, margin.
 
     margin = revenue - cost, margin_loaded = revenue - cost_loaded. margin_ratio = margin / revenue, null where
     revenue <= 0. breach: margin < floor x revenue, or revenue <= 0 with cost > 0, both on the floor's basis, of
@@ -690,7 +698,7 @@ def margin_frame(by: Sequence[str]) -> Frame:
         else {}
     )
     columns: _Columns = {
-        **{name: LINE_KEY[name] for name in by},
+        **{name: PROJECT_LINES.columns[name] for name in by},
         **{name: dtype for name, dtype in who.items() if name not in by},
         **_AMOUNTS,
         "margin": MONEY,

@@ -87,7 +87,7 @@ def ledger(settings: Settings, tmp_path: Path) -> Iterator[Ledger]:
     made.batch(
         intake,
         [
-            Event("2026-11-21T10:00:00", (1_000_000, 140), **pooled),
+            Event("2026-11-21T10:00:00", (1_000_000, 140), project="shop", **pooled),
             Event("2026-11-21T10:00:59.999999", (0, 10), **pooled),
             Event("2026-11-21T20:45:00", (7_000_000, 0), **pooled),  # beyond the cut
             Event("2026-11-21T12:00:00", (500_000, 0), customer="mystery-co"),
@@ -150,6 +150,27 @@ def test_plans_by_decile_tie_to_margin_by_plan(
     # revenue $3.00225, a cost of $0.0007
     assert read["notes"][0].startswith("team: 1 customer, margin 3.00 USD (100.0 % of revenue), 0 lose money")
     assert "team" in run("report", "plans", *PERIOD).stdout
+
+
+def test_projects_sum_to_the_customer(ledger: Ledger, settings: Settings, run: Run) -> None:
+    """Of 1,000,150 tokens of acme that earned $3.00225, shop used all but 10."""
+    pinned(settings)
+    asked = ("report", "margin", *PERIOD, "--format", "json", "--by")
+    read = json.loads(run(*asked, "customer,project").stdout)
+    plain = json.loads(run(*asked, "customer").stdout)
+    rows = {row["project"]: row for row in read["rows"] if row["customer"] == "acme"}
+    assert {name: row["output_tokens"] for name, row in rows.items()} == {"shop": 140, "": 10}
+    assert Decimal(rows["shop"]["revenue"]) == (Decimal("3.00225") * 1_000_140 / 1_000_150).quantize(
+        Decimal("1E-12"), rounding="ROUND_HALF_UP"
+    )
+    assert {row["breach"] for row in read["rows"]} == {None}
+    (whole,) = (row for row in plain["rows"] if row["customer"] == "acme")
+    for name in ("revenue", "cost", "margin"):
+        assert sum(Decimal(row[name]) for row in rows.values()) == Decimal(whole[name])
+    assert read["total"] == {**plain["total"], "project": None}
+    assert "(not said)" in run("report", "margin", *PERIOD, "--by", "customer,project").stdout
+    with pytest.raises(BadInput, match="posted and project"):
+        raise run("report", "margin", "--by", "posted,project", fails=True).exception
 
 
 def test_margin_is_exact_and_cut_where_input_is_complete(

@@ -19,7 +19,7 @@ from metering.periods import Period, month_start, next_month_start
 from metering.results import MARGIN_LINES
 from metering.settings import Settings
 from metering.store.periods import closes, learned, months_before
-from workers.reports import MarginReport, known, margin_report
+from workers.reports import PROJECT, MarginReport, known, margin_report
 
 #: What a margin may be asked by beside its columns: when it was served, or when we learned of it.
 SERVICE: Final = "service"
@@ -38,9 +38,11 @@ def margin_by(
     if SERVICE in words and POSTED in words:
         raise BadInput("--by names both service and posted; a report is by one of them")
     about = ",".join(word for word in words if word not in (SERVICE, POSTED)) or None
+    if POSTED in words and PROJECT in words:
+        raise BadInput("--by names both posted and project; projects are told by service: leave posted out")
     if POSTED in words:
         return read_posted(connection, settings, period, as_of).by(about)
-    return margin_report(connection, settings, period, as_of).by(about)
+    return margin_report(connection, settings, period, as_of, projects=PROJECT in words).by(about)
 
 
 def read_posted(

@@ -27,10 +27,18 @@ from metering.results import MARGIN_BY, UNRATED
 from metering.settings import Settings
 from metering.store.bills import read_bill_lines
 from metering.store.books import read_books
-from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage, read_usage_of
+from metering.store.rollups import (
+    read_pool_customer_usage,
+    read_pool_usage,
+    read_project_usage,
+    read_usage,
+    read_usage_of,
+)
 from metering.store.watermarks import read_knowledge
 from workers.capacity_reports import CapacityReport, chosen_by, known_pool
 
+#: What margin can be by where its lines were read by project.
+PROJECT: Final = "project"
 UNRATED_BY: Final = tuple(name for name in UNRATED.key if name not in ("meter", "currency"))
 _UNRATED_DEFAULT: Final = ("side", "reason", "customer", "product", "model_served", "pool")
 _SELDOM: Final = ("discount", "top_up", "overage_premium", "shortfall", "breakage", "promotional_credit")
@@ -112,22 +120,35 @@ def margin_report(
     as_of: int | None = None,
     *,
     for_floors: bool = False,
+    projects: bool = False,
 ) -> "MarginReport":
     """Read usage of the period up to its cut and compute its margin lines.
 
     `connection` is one snapshot (store.postgres.reading); as_of None: live, the open interval included.
     for_floors: what moves cost between customers is left out where no margin floor asks for it: sooner done.
+    projects: lines are told by project too, which reads usage by the minute.
     """
     provenance, books = known(connection, settings, period, as_of)
     if for_floors and not (books.contracts["floor_basis"] == "loaded").any():
         books = usage_basis(books)
-    computed = margin_of(connection, settings, books, provenance)
+    computed = margin_of(connection, settings, books, provenance, projects=projects)
     return MarginReport(provenance, books, settings.reporting_currency, computed)
 
 
-def margin_of(connection: Connection, settings: Settings, books: Books, provenance: Provenance) -> Margin:
+def margin_of(
+    connection: Connection,
+    settings: Settings,
+    books: Books,
+    provenance: Provenance,
+    *,
+    projects: bool = False,
+) -> Margin:
     """The margin of a report's cut under some books: those in force, or those of another catalog."""
     read = recorded(connection, books, provenance)
+    cut = provenance.cut
+    by_project = (
+        read_project_usage(connection, cut.start, cut.until, provenance.watermark_id) if projects else None
+    )
     return margin(
         read.usage,
         read.pool_usage,
@@ -136,6 +157,7 @@ def margin_of(connection: Connection, settings: Settings, books: Books, provenan
         settings.reporting_currency,
         pool_customer_usage=read.pool_customer_usage,
         terms_usage=read.terms_usage,
+        project_usage=by_project,
         complete_until=provenance.complete_until,
     )
 
@@ -192,7 +214,7 @@ class MarginReport:
 
     def by(self, text: str | None = None, name: str = "margin") -> Report:
         """The margin by the columns of `--by` (default customer), with the company's total."""
-        by = choose_by(text, MARGIN_BY, ("customer",), "margin")
+        by = choose_by(text, (*MARGIN_BY, PROJECT), ("customer",), "margin")
         rows = _with_token_totals(summarise(self.computed.lines, by, self.books, self.provenance.cut.until))
         total = _with_token_totals(summarise(self.computed.lines, [], self.books))
         described = [column for column in _WHO if column in rows.columns and column not in by]
@@ -360,8 +382,16 @@ def _with_token_totals(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _as_shown(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    """The order of a table: days in theirs, else the smallest margin first; idle capacity, nobody's, last."""
-    about = [name for name in by if name not in ("day", "line", "pool")]
+    """The order of a table: days in theirs, else the smallest margin first; idle capacity, nobody's, last.
+
+    By project, a customer that carries nothing beside its projects has no row of that nothing.
+    """
+    if PROJECT in by:
+        unsaid = pl.col(PROJECT) == ""
+        something = pl.any_horizontal(pl.col("revenue", "cost", "idle_share") != 0)
+        rows = rows.filter(pl.col(PROJECT).is_not_null() | something)
+        rows = rows.with_columns(pl.when(unsaid).then(pl.lit("(not said)")).otherwise(PROJECT).alias(PROJECT))
+    about = [name for name in by if name not in ("day", "line", "pool", PROJECT)]
     idle = [pl.all_horizontal(pl.col(about).is_null())] if about else []
     if "line" in by:
         idle = [pl.col("line").is_in(_CAPACITY_LINES)]
@@ -377,6 +407,8 @@ def _null_texts(by: Sequence[str], lines: pl.DataFrame) -> dict[str, str]:
     who = {"customer", "kind", "segment"} & set(by)
     texts = dict.fromkeys(by, "(none)" if who or "line" in by else "(fees, idle)")
     named = {name: text for name, text in _NONE_OF_IT.items() if name in by}
+    if who and PROJECT in by:
+        named[PROJECT] = "(fees, idle)"
     return texts | dict.fromkeys(who, capacity) | named
 
 

@@ -61,7 +61,8 @@ def margin(
     by: Annotated[
         str | None,
         _by(
-            "any of day, line, customer, kind, segment, product, tier_sold, provider, model_served, pool; with "
+            "any of day, line, customer, kind, segment, contract, plan, product, tier_sold, provider, model_served, "
+            "pool, project; with "
             "posted also, what was posted to a month, in place of what was served in it",
             "customer",
         ),

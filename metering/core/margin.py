@@ -15,6 +15,7 @@ from metering.core.effective import in_force
 from metering.core.exchange import rates, translate
 from metering.core.fees import fees_earned
 from metering.core.flows import UNPRICED, amounts, flow, gaps
+from metering.core.projects import by_project, project_shares
 from metering.core.rating import charged_sums
 from metering.core.revenue import Earned, earned
 from metering.core.series import identify
@@ -23,7 +24,7 @@ from metering.frames import DIMENSIONS, INSTANT, SUM, USAGE, Books
 from metering.meters import METERS
 from metering.money import from_quanta, ratio, refuse_beyond, to_quanta
 from metering.periods import Period
-from metering.results import LINE_KEY, MARGIN_BY, MARGIN_LINES, UNRATED, margin_frame
+from metering.results import LINE_KEY, MARGIN_BY, MARGIN_LINES, PROJECT_LINES, UNRATED, margin_frame
 
 #: What flows into a line; the rest of its amounts are sums of these.
 _TAKEN: Final = ("discount", "promotional_credit")
@@ -45,10 +46,11 @@ _LINE_ID_KEY: Final = ("slice_start", "line", "line_id", *_OF, "currency")
 
 @dataclass(frozen=True)
 class Margin:
-    """lines: results.MARGIN_LINES. unrated: results.UNRATED. supply: the pools of the same period and usage.
+    """lines: results.MARGIN_LINES or PROJECT_LINES. unrated: results.UNRATED.
 
-    earned: what contracts under terms earned, quarter hour by quarter hour. rates: of each currency that was
-    translated the lowest and highest month_average used (10**-12 per unit), and whether one was of a month before.
+    supply: the pools of the same period and usage. earned: what contracts under terms earned, quarter hour by
+    quarter hour. rates: of each currency that was translated the lowest and highest month_average used (10**-12
+    per unit), and whether one was of a month before.
     """
 
     period: Period
@@ -74,6 +76,7 @@ def margin(
     *,
     pool_customer_usage: pl.DataFrame | None = None,
     terms_usage: pl.DataFrame | None = None,
+    project_usage: pl.DataFrame | None = None,
     complete_until: datetime | None = None,
 ) -> Margin:
     """Revenue and cost of a period as the finest margin lines, and what could not be rated.
@@ -93,6 +96,9 @@ def margin(
     no_exchange_rate. fx_effect = the line's margin so translated less its margin at the `contract` rates, null
     where there is none. on_demand_price is null where a part of the usage has no price, or no rate.
     The lines of a period are the lines of its parts: margin(month) = the sum of margin(day), exactly.
+    project_usage: frames.PROJECT_USAGE of at least the period; then the lines are results.PROJECT_LINES: what
+    they say of usage is attributed to projects (core.projects) per series and UTC day, or per slice of a day in
+    which books change, and the projects of a line sum to the line without them, exactly.
     """
     made = supply(
         usage,
@@ -106,13 +112,17 @@ def margin(
     known_until = period.until if complete_until is None else complete_until
     by_terms = earned(of_terms.select(*USAGE.columns), books, period, known_until)
     fees = _fees(books, made.cut)
-    done = [_part(part, books, by_terms, fees, reporting_currency) for part in parts(usage, made, books)]
-    lines = pl.concat([MARGIN_LINES.empty(), *(each.lines for each in done)])
+    shape = MARGIN_LINES if project_usage is None else PROJECT_LINES
+    done = [
+        _part(part, books, by_terms, fees, reporting_currency, project_usage)
+        for part in parts(usage, made, books)
+    ]
+    lines = pl.concat([shape.empty(), *(each.lines.select(*shape.columns) for each in done)])
     unrated = pl.concat([UNRATED.empty(), *(each.unrated for each in done), _unrated_spill(made.capacity)])
     return Margin(
         period,
         reporting_currency,
-        MARGIN_LINES.conform(lines),
+        shape.conform(lines),
         UNRATED.conform(unrated),
         made,
         by_terms,
@@ -144,7 +154,14 @@ def _fees(books: Books, cut: pl.DataFrame) -> pl.DataFrame:
     return flow(fees.with_columns(quanta), line="fee", side="fee", into="fee")
 
 
-def _part(part: Part, books: Books, by_terms: Earned, fees: pl.DataFrame, reporting_currency: str) -> _Done:
+def _part(
+    part: Part,
+    books: Books,
+    by_terms: Earned,
+    fees: pl.DataFrame,
+    reporting_currency: str,
+    project_usage: pl.DataFrame | None,
+) -> _Done:
     charged, uncharged = charged_sums(plain(part.sliced, books), books)
     start, until = part.cut["slice_start"].min(), part.cut["slice_until"].max()
     here = pl.col("slice_start").is_between(pl.lit(start), pl.lit(until), closed="left")
@@ -182,9 +199,10 @@ def _part(part: Part, books: Books, by_terms: Earned, fees: pl.DataFrame, report
         .drop("_untold", "day")
     )
     flows = _standing(flows, part.known.series)
-    lines = _lines(part, flows, books, found, reporting_currency)
+    shares = None if project_usage is None else project_shares(project_usage, part)
+    lines = _lines(part, flows, books, found, reporting_currency, shares)
     unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), part.known.series)
-    return _Done(lines.select(*MARGIN_LINES.columns), unrated, found)
+    return _Done(lines, unrated, found)
 
 
 _NO_RATES: Final = pl.DataFrame(
@@ -214,12 +232,26 @@ def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
 
 
 def _lines(
-    part: Part, flows: pl.DataFrame, books: Books, found: pl.DataFrame, reporting_currency: str
+    part: Part,
+    flows: pl.DataFrame,
+    books: Books,
+    found: pl.DataFrame,
+    reporting_currency: str,
+    shares: pl.DataFrame | None,
 ) -> pl.DataFrame:
+    """The lines of a part; shares: of core.projects, None: lines are not told by project."""
+    project = [] if shares is None else ["project"]
+    used = part.sliced
+    if shares is not None:
+        counted_for = part.known.series.select("series_id", "counts_for")
+        used = shares.rename({"slice_start": "quarter_start"}).join(
+            counted_for, on="series_id", validate="m:1"
+        )
     served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
     billable = pl.col("counts_for").is_in(["charge_and_cost", "charge"])
     zero = pl.lit(0, dtype=SUM)
-    counts = part.sliced.select(
+    counts = used.select(
+        *project,
         pl.col("quarter_start").alias("slice_start"),
         pl.lit("usage").alias("line"),
         "series_id",
@@ -236,14 +268,17 @@ def _lines(
         .alias("currency"),
         known.alias("_known"),
     )
+    if shares is not None:
+        flows = by_project(flows, shares, [*_FLOW_KEY, "side", "into", "_known", "estimated"])
     series = part.known.series
     names = [name for name in LINE_KEY if name in DIMENSIONS]
     told = identify(series.select("series_id", *names).rename({"series_id": "of_series"}), names)
     ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("line_id"))
     # Counts, amounts of usage, and amounts of fee and idle meet in one sum, over numbers rather than text.
-    met = pl.concat([counts.select(_FLOW_KEY), flows.select(_FLOW_KEY)])
+    met = pl.concat([each.select(*_FLOW_KEY, *project) for each in (counts, flows)])
     met = met.join(ids, on="series_id", how="left", validate="m:1", maintain_order="left")
-    found_keys = identify(met.select(*_LINE_ID_KEY, pl.lit(0).alias("_of")), _LINE_ID_KEY)
+    key = (*_LINE_ID_KEY, *project)
+    found_keys = identify(met.select(*key, pl.lit(0).alias("_of")), key)
     keys = found_keys.series.rename({"series_id": "_line"})
     at = found_keys.rows["series_id"].alias("_line")
     counts = counts.with_columns(at.head(counts.height))
@@ -259,7 +294,7 @@ def _lines(
     # in the order of the keys the lines are all but sorted
     quanta = agreed(said(rows, books), books).sort("_line").with_columns(sums)
     if quanta["slice_start"].n_unique() > quanta["day"].n_unique():
-        quanta = quanta.group_by(*LINE_KEY, "currency").agg(
+        quanta = quanta.group_by(*LINE_KEY, *project, "currency").agg(
             pl.col(*_COUNTS, *_FLOWN).sum(), pl.col(*_FLAGS, "_unpriced").any()
         )
     return _totals(_in_one_currency(quanta, found, reporting_currency))
@@ -323,6 +358,7 @@ def agreed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:
 def _in_one_currency(quanta: pl.DataFrame, found: pl.DataFrame, into: str) -> pl.DataFrame:
     """Lines per currency -> lines in one, each amount translated once, with fx_effect in quanta."""
     effects = ("fx_effect", "revenue_fx_effect")
+    projects = "project" in quanta.columns
     quanta = quanta.with_columns(pl.lit(0, dtype=SUM).alias(name) for name in effects)
     abroad = quanta.filter(pl.col("currency") != into)
     if abroad.is_empty():
@@ -342,24 +378,32 @@ def _in_one_currency(quanta: pl.DataFrame, found: pl.DataFrame, into: str) -> pl
         )
     average, contract = pl.col("month_average"), pl.col("at_contract")
     moved = pl.any_horizontal(pl.col(name) != 0 for name in _KNOWN_AMOUNTS)
+    if projects:
+        # a line is translated once: of its projects each gets what it adds to the line so far
+        abroad = abroad.sort("project", nulls_last=False).with_columns(
+            pl.col(name).cum_sum().over(*LINE_KEY, "currency").alias(f"_with_{name}") for name in _FLOWN
+        )
+
+    def told(name: str, rate: pl.Expr) -> pl.Expr:
+        if not projects:
+            return translate(pl.col(name), rate)
+        until = pl.col(f"_with_{name}")
+        return translate(until, rate) - translate(until - pl.col(name), rate)
 
     def effect(names: Sequence[str]) -> pl.Expr:
-        apart = [
-            (translate(pl.col(name), average) - translate(pl.col(name), contract)) * _SIGN[name]
-            for name in names
-        ]
+        apart = [(told(name, average) - told(name, contract)) * _SIGN[name] for name in names]
         whole = pl.sum_horizontal(apart, ignore_nulls=False)
         return pl.when(moved).then(whole).otherwise(pl.lit(0, dtype=SUM))
 
     abroad = abroad.with_columns(
         effect(_KNOWN_AMOUNTS).alias("fx_effect"),
         effect(_REVENUE).alias("revenue_fx_effect"),
-        *(translate(pl.col(name), average).alias(name) for name in _FLOWN),
+        *(told(name, average).alias(name) for name in _FLOWN),
         (pl.col("estimated") | pl.col("rate_estimated")).alias("estimated"),
     ).with_columns(pl.col("fx_effect").is_null().alias("_no_contract_rate"))
     both = pl.concat([quanta.filter(pl.col("currency") == into), abroad], how="diagonal")
     return (
-        both.group_by(list(LINE_KEY))
+        both.group_by(*LINE_KEY, *(["project"] if projects else []))
         .agg(
             pl.col(*_COUNTS, *_FLOWN, *effects).sum(),
             pl.col(*_FLAGS, "_unpriced").any(),
@@ -448,7 +492,7 @@ def _unrated_spill(used: Capacity) -> pl.DataFrame:
 def summarise(
     lines: pl.DataFrame, by: Sequence[str], books: Books, until: datetime | None = None
 ) -> pl.DataFrame:
-    """Margin lines summed by some of results.MARGIN_BY ([]: one row, the company): results.margin_frame(by).
+    """Margin lines summed by some of results.MARGIN_BY, and project where they have it ([]: one row): margin_frame(by).
 
     Rows of any `by` sum to the company's row exactly. By customer, a row says who the customer is (name,
     kind, segment: as of the row's last day; of the line, where `by` asks for them), the margin floor of the
@@ -458,9 +502,10 @@ def summarise(
     unknown or repeated `by` raises BadInput. `until`: the end of the period, already cut, if it lies within
     the last day: what begins later that day is not in force yet.
     """
+    allowed = [*MARGIN_BY, *({"project"} & {*lines.columns})]
     for name in by:
-        if name not in MARGIN_BY:
-            raise BadInput(f"--by {name}: margin has no such column; choose of {', '.join(MARGIN_BY)}")
+        if name not in allowed:
+            raise BadInput(f"--by {name}: margin has no such column; choose of {', '.join(allowed)}")
     if len(set(by)) != len(by):
         raise BadInput(f"--by {','.join(by)}: a column is named twice; name each once")
     flown = (*_FLOWN, "fx_effect", "revenue_fx_effect")

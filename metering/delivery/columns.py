@@ -29,6 +29,7 @@ _ABOUT: Final = _columns(
     ("tier_served", "text", "tier served", "", 0),
     ("region", "text", "region", "", 0),
     ("pool", "text", "pool", "", 0),
+    ("project", "text", "project", "", 0),
     ("ran_on", "text", "ran on", "", 0),
     ("context_breakpoint", "count", "above context", "tokens", 0),
     ("meter", "text", "meter", "", 0),

@@ -26,6 +26,7 @@ from metering.frames import (
     ON_DEMAND_USAGE,
     POOL_CUSTOMER_USAGE,
     POOL_USAGE,
+    PROJECT_USAGE,
     SERVED,
     SUM,
     SUMS,
@@ -305,6 +306,37 @@ def _read_held(
         named = _names(connection, table, column, rows[f"{column}_id"].unique().to_list())
         rows = rows.join(named, on=f"{column}_id", how="left", validate="m:1", maintain_order="left")
     return rows.join(series, on="series_id", how="left", validate="m:1", maintain_order="left")
+
+
+def read_project_usage(
+    connection: Connection, start: datetime, until: datetime, as_of: int | None
+) -> pl.DataFrame:
+    """Usage per quarter hour, series and project, every attempt, in [start, until): PROJECT_USAGE.
+
+    `as_of` as above. Rows of one key may be split; raises WrongWorld as above.
+    """
+    if says := unfilled(connection).get("limit_minutes"):
+        raise WrongWorld(f"limit_minutes {says}")
+    raw = driver(connection)
+    where = _span("minute", start, until, as_of, raw)
+    told = _occurring(connection, "limit_minutes", where)
+    kinds = {
+        "quarter_start": "instant",
+        "series_id": "int4",
+        "project_id": "int4",
+        **dict.fromkeys(told, "int8"),
+    }
+    sums = ", ".join(f"sum({_sum(name)})::bigint" for name in told)
+    query = (
+        "SELECT date_bin('15 minutes', minute, '2000-01-01T00:00Z'), series_id, project_id, "
+        f"{sums} FROM limit_minutes WHERE {where} GROUP BY 1, 2, 3"
+    )
+    rows = _frame(list(copy_out(raw, query, kinds)), kinds)
+    series = _read_series(connection, rows["series_id"].unique().to_list())
+    named = _names(connection, "projects", "project", rows["project_id"].unique().to_list())
+    rows = rows.with_columns(pl.col(*told).cast(SUM), *_zeros(told))
+    rows = rows.join(named, on="project_id", how="left", validate="m:1")
+    return rows.join(series, on="series_id", how="left", validate="m:1").select(*PROJECT_USAGE.columns)
 
 
 def read_on_demand_usage(
