@@ -12,6 +12,8 @@ from metering.money import QUANTUM
 
 #: Quanta in one unit of currency.
 MONEY_PER: Final = int(1 / QUANTUM)
+#: What a ratio is counted in.
+RATIO_PER: Final = 10**6
 _EXACT: Final = Context(prec=60)
 #: What makes a row of a frame a node.
 Leaf = Callable[[Mapping[str, Any]], "Node"]

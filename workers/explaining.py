@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime, time
 from typing import Any, Final
 
 import polars as pl
@@ -13,15 +13,23 @@ from metering.core.costs import reach
 from metering.core.explain_capacity import CapacityCell, explain_capacity
 from metering.core.explain_closure import BASES, ClosureCell, explain_closure
 from metering.core.explain_margin import COLUMNS, Cell, explain_margin
+from metering.core.explain_standing import (
+    Stands,
+    explain_balance,
+    explain_commitment,
+    explain_entitlement,
+)
 from metering.core.explain_words import Place
 from metering.core.flows import carve_outs
 from metering.core.margin import Margin, margin
+from metering.core.shares import customer_shares
+from metering.core.standing import balances, contract_standing
 from metering.core.windows import pool_costs
 from metering.delivery.report import Provenance
 from metering.errors import BadInput
 from metering.frames import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Books
 from metering.periods import Period, parse_period
-from metering.results import LINE_KEY
+from metering.results import CAPACITY_CUSTOMERS, LINE_KEY
 from metering.settings import Settings
 from metering.store.archives import archives
 from metering.store.books import read_catalog
@@ -35,8 +43,9 @@ from metering.store.rollups import (
 from metering.tree import Node, total
 from workers.closing import closure_report
 from workers.reports import known, usage_of_terms
+from workers.standing import charged_of
 
-REPORTS: Final = ("margin", "capacity", "closure")
+REPORTS: Final = ("margin", "contracts", "balances", "capacity", "closure")
 #: Columns of margin that no pool takes part in.
 _WITHOUT_POOLS: Final = (
     "revenue",
@@ -236,6 +245,8 @@ def explained(
     """The tree of a cell of one of REPORTS."""
     explain = {
         "margin": explain_margin_cell,
+        "contracts": explain_contracts_cell,
+        "balances": explain_balances_cell,
         "capacity": explain_capacity_cell,
         "closure": explain_closure_cell,
     }.get(report)
@@ -353,6 +364,138 @@ def explain_closure_cell(
     return Explanation(
         tree, found.provenance, f"{term} of {supplier or 'an unknown supplier'} in {currency}, {basis} basis"
     )
+
+
+def explain_contracts_cell(
+    connection: Connection, settings: Settings, words: Sequence[str], period: Period, as_of: int | None
+) -> Explanation:
+    """Take a cell of the contracts report apart: of one commitment, amount that rolled over, or entitlement.
+
+    Read is the usage of the customer alone and, of an entitlement, that of its pool.
+    """
+    where, column = parse_cell(words, ("customer", "contract", "what", "name", "effective_from"), "drawn")
+    provenance, books = known(connection, settings, period, as_of)
+    cut = _complete(provenance)
+    customer = _whose(where, books, "contracts")
+    made = charged_of(connection, settings, books, provenance, customer, everyone=False)
+    promised = books.entitlements.filter(pl.col("customer") == customer)["pool"].unique().sort().to_list()
+    pools = promised if where.get("what") in (None, "entitlement") else []
+    pool_books = _of_pools(books, pools)
+    pool_books = replace(pool_books, entitlements=books.entitlements.filter(pl.col("pool").is_in(pools)))
+    customer_usage, used = POOL_CUSTOMER_USAGE.empty(), None
+    taken = CAPACITY_CUSTOMERS.empty()
+    if pools:
+        span = (cut.start, cut.until, provenance.watermark_id, pools)
+        used = capacity(read_pool_usage(connection, *span), pool_books, cut)
+        customer_usage = read_pool_customer_usage(connection, *span)
+        taken = customer_shares(customer_usage, pool_books, used)
+    rows = contract_standing(
+        made,
+        taken,
+        replace(books, entitlements=pool_books.entitlements),
+        cut.start,
+        cut.until,
+        settings.run_rate_days,
+    ).filter(pl.col("customer") == customer)
+    row = _one_row(
+        rows, ("customer", "contract", "what", "name", "effective_from"), where, "contracts", period
+    )
+    place = _placed(connection, provenance)
+    if row["what"] == "terms":
+        raise BadInput(
+            f"contracts: {row['contract']} has neither commitment nor entitlement: nothing of it is counted"
+        )
+    if row["what"] == "entitlement":
+        assert used is not None, "an entitlement is of a pool that was read"
+        pool, _, dimension = row["name"].rpartition(" ")
+        of = (pl.col("pool") == pool) & (pl.col("dimension") == dimension)
+        minutes = pl.concat([used.utilization, used.carve_outs]).filter(of)
+        tree = explain_entitlement(customer_usage, minutes, pool_books, cut, row, column, place)
+    else:
+        stands = Stands(row["contract"], made, books, cut.until, settings.run_rate_days, place)
+        tree = explain_commitment(stands, row, column)
+    return Explanation(
+        tree, provenance, f"{column} of {row['contract']}, {row['what'].replace('_', ' ')} {row['name']}"
+    )
+
+
+def explain_balances_cell(
+    connection: Connection, settings: Settings, words: Sequence[str], period: Period, as_of: int | None
+) -> Explanation:
+    """Take a cell of the balances report apart: of one contract and currency, whose customer's usage alone is read."""
+    key = ("customer", "contract", "currency")
+    where, column = parse_cell(words, key, "unbilled")
+    provenance, books = known(connection, settings, period, as_of)
+    cut = _complete(provenance)
+    customer = _whose(where, books, "balances")
+    made = charged_of(connection, settings, books, provenance, customer, everyone=True)
+    rows = balances(made, books, cut.until, settings.run_rate_days, settings.expiring_days)
+    row = _one_row(rows.filter(pl.col("customer") == customer), key, where, "balances", period)
+    place = _placed(connection, provenance)
+    stands = Stands(row["contract"], made, books, cut.until, settings.run_rate_days, place)
+    tree = explain_balance(stands, row, column, settings.expiring_days)
+    return Explanation(tree, provenance, f"{column} of {row['contract']} in {row['currency']}")
+
+
+def _complete(provenance: Provenance) -> Period:
+    """The complete part of the period, which must not be empty."""
+    if not provenance.cut.minutes:
+        raise BadInput(f"nothing of {provenance.period.name} is complete yet; `metering report now` says why")
+    return provenance.cut
+
+
+def _whose(where: Mapping[str, str | None], books: Books, report: str) -> str:
+    """The customer that a cell names, or whose contract it names."""
+    if where.get("contract") is not None:
+        there = dict(books.contracts.select("contract", "customer").unique().iter_rows())
+        if (contract := str(where["contract"])) not in there:
+            raise BadInput(f"'contract={contract}': no such contract; there are {_some(sorted(there))}")
+        return str(there[contract])
+    names = books.contracts["customer"].unique().sort().to_list()
+    if where.get("customer") is None:
+        raise BadInput(f"{report}: say whose, customer=NAME or contract=NAME; there are {_some(names)}")
+    if where["customer"] not in names:
+        raise BadInput(f"'customer={where['customer']}': it has no contract; there are {_some(names)}")
+    return str(where["customer"])
+
+
+def _one_row(
+    rows: pl.DataFrame, key: Sequence[str], where: Mapping[str, str | None], report: str, period: Period
+) -> dict[str, Any]:
+    """The one row of a report that a cell is about; BadInput says which there are."""
+    met = [
+        row
+        for row in rows.sort(key, nulls_last=True).iter_rows(named=True)
+        if all(_meets(row[name], value) for name, value in where.items())
+    ]
+    if len(met) == 1:
+        return met[0]
+    there = met or list(rows.sort(key, nulls_last=True).iter_rows(named=True))
+    told = [
+        " ".join(f"{name}={_written(row[name])}" for name in key if row[name] is not None) for row in there
+    ]
+    says = "name one row" if met else f"no such row in {period.name}"
+    raise BadInput(f"{report}: {says}; there are {_some(told, '; ')}")
+
+
+def _meets(value: Any, wanted: str | None) -> bool:
+    return (
+        value is None
+        if wanted is None
+        else value is not None and wanted in (_written(value), _written(value)[:10])
+    )
+
+
+def _written(value: Any) -> str:
+    """A value of a key as a cell names it: an instant without what is zero of its time."""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d}" if value.time() == time() else f"{value:%Y-%m-%dT%H:%MZ}"
+    return str(value)
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+    return (between.join(names[:_NAMED_MAX]) or "none") + more
 
 
 def _placed(connection: Connection, provenance: Provenance) -> Place:

@@ -52,7 +52,7 @@ def contracts_report(
     cut = provenance.cut
     rows = CONTRACT_STANDING.empty()
     if cut.minutes:
-        made = _charged(connection, settings, books, provenance, everyone=False)
+        made = charged_of(connection, settings, books, provenance, None, everyone=False)
         used = _entitled(connection, settings, provenance, books, as_of)
         rows = contract_standing(made, used, books, cut.start, cut.until, settings.run_rate_days)
     if customer is not None:
@@ -88,7 +88,7 @@ def balances_report(
     cut = provenance.cut
     rows = BALANCES.empty()
     if cut.minutes:
-        made = _charged(connection, settings, books, provenance, everyone=True)
+        made = charged_of(connection, settings, books, provenance, None, everyone=True)
         rows = balances(made, books, cut.until, settings.run_rate_days, settings.expiring_days)
     if customer is not None:
         rows = rows.filter(pl.col("customer") == customer)
@@ -110,15 +110,23 @@ def balances_report(
     )
 
 
-def _charged(
-    connection: Connection, settings: Settings, books: Books, provenance: Provenance, *, everyone: bool
+def charged_of(
+    connection: Connection,
+    settings: Settings,
+    books: Books,
+    provenance: Provenance,
+    customer: str | None,
+    *,
+    everyone: bool,
 ) -> Charged:
-    """Charges up to the cut: of the period, and of the days that run rates are taken from."""
+    """Charges up to the cut: of the period, and of the days that run rates are taken from. customer: None: of all."""
     cut = provenance.cut
     start = min(cut.start, cut.until - settings.run_rate_days * DAY)
     period = Period(cut.name, start, cut.until)
     spans = spans_of(books, period, cut.until, everyone=everyone)
     reached = reach(books, period, cut.until, everyone=everyone)
+    if customer is not None:
+        spans, reached = (rows.filter(pl.col("customer") == customer) for rows in (spans, reached))
     return charged(read_reached(connection, reached, provenance.watermark_id), books, spans)
 
 

@@ -11,7 +11,9 @@ from metering.cli.reports import AsOf, PeriodOption, read_period
 
 
 def explain(
-    report: Annotated[str, typer.Argument(metavar="REPORT", help="margin, capacity or closure.")],
+    report: Annotated[
+        str, typer.Argument(metavar="REPORT", help="margin, contracts, balances, capacity or closure.")
+    ],
     cell: Annotated[
         list[str] | None,
         typer.Argument(

@@ -161,7 +161,7 @@ class Terms:
         return self._found_periods
 
     def told(self, column: str, lines: pl.DataFrame, currency: str) -> list[Node]:
-        """top_up, overage_premium, shortfall, breakage or promotional_credit of waterfall lines."""
+        """A column of waterfall lines after net, but not what it comes to: a node for each contract."""
         rows = lines.filter(pl.col("quanta") != 0)
         if rows.is_empty():
             return []
@@ -173,9 +173,7 @@ class Terms:
         for (contract,), mine in rows.sort("contract", "product", "quarter_start", nulls_last=True).group_by(
             "contract", maintain_order=True
         ):
-            words = (
-                self._overage(str(contract)) if column == "overage_premium" else self._grants(str(contract))
-            )
+            words = self._words(column, str(contract))
             products = [
                 days(product or "without usage", "", each, currency)
                 for (product,), each in mine.group_by("product", maintain_order=True)
@@ -185,6 +183,15 @@ class Terms:
                 total(f"contract {contract}", products, MONEY_PER, currency, f"{words}; {contract} ({where})")
             )
         return found
+
+    def _words(self, column: str, contract: str) -> str:
+        if column == "overage_premium":
+            return self._overage(contract)
+        if column == "drawdown":
+            return (
+                f"what commitments paid ahead cover: `metering explain contracts contract={contract} drawn`"
+            )
+        return self._grants(contract, column.removesuffix("_credit"))
 
     def _overage(self, contract: str) -> str:
         booked = self._books.commitments.filter(
@@ -197,9 +204,9 @@ class Terms:
         )
         return f"what no tranche covers of {said}, less what it costs at the contract's own prices"
 
-    def _grants(self, contract: str) -> str:
+    def _grants(self, contract: str, kind: str) -> str:
         there = self._earned.credits.filter(
-            (pl.col("contract") == contract) & (pl.col("kind") == "promotional") & (pl.col("used") != 0)
+            (pl.col("contract") == contract) & (pl.col("kind") == kind) & (pl.col("used") != 0)
         ).sort("effective_from", "credit")
         said = " and ".join(
             f"{row['credit']} of {money(row['amount'])} ({money(row['used'])} used so far"

@@ -125,8 +125,7 @@ def balances(
     prepaid credits + overage premium + shortfall + fees, of the open period up to `until`. expected_lost: of what
     ends within soon_days what would be left then, if all that can draw it goes on as in the last run_rate_days.
     """
-    last = until - QUARTER
-    opened = _open_periods(books, last, until)
+    opened = open_periods(books, until)
     here = charged.lines.join(
         opened.select("contract", "period_start"), on="contract", validate="m:1"
     ).filter(pl.col("quarter_start") >= pl.col("period_start"))
@@ -136,7 +135,7 @@ def balances(
         here.select("contract", "currency", (due - taken).alias("unbilled")),
         _open_fees(books, opened, until),
         _left(charged, until),
-        _expiring(charged, books, until, run_rate_days, soon_days),
+        expiring(charged, books, until, run_rate_days, soon_days),
     ]
     amounts = [
         "committed_left",
@@ -300,7 +299,7 @@ def _projected(terms: pl.DataFrame, eligible: pl.DataFrame, until: datetime, run
     return _Ahead(draw_down(tranches, pl.concat([so_far, future]), last).tranches, rates)
 
 
-def _days_known(eligible: pl.DataFrame, until: datetime, days_max: int) -> pl.DataFrame:
+def days_known(eligible: pl.DataFrame, until: datetime, days_max: int) -> pl.DataFrame:
     """By holder the days before the cut that its run rate is of: no more than something was eligible in."""
     since = (pl.lit(until, dtype=INSTANT) - pl.col("slice_start").min()).dt.total_minutes()
     days = pl.min_horizontal(pl.max_horizontal((since + 1439) // 1440, pl.lit(1)), pl.lit(days_max))
@@ -311,7 +310,7 @@ def _days_known(eligible: pl.DataFrame, until: datetime, days_max: int) -> pl.Da
 def _rates(
     tranches: pl.DataFrame, eligible: pl.DataFrame, until: datetime, run_rate_days: int
 ) -> pl.DataFrame:
-    days = _days_known(eligible, until, run_rate_days)
+    days = days_known(eligible, until, run_rate_days)
     lately = pl.col("slice_start") >= pl.lit(until, dtype=INSTANT) - pl.duration(days=pl.col("days"))
     of = tranches.group_by("holder", "commitment").agg(pl.col("draws").first())
     return (
@@ -331,7 +330,7 @@ def _going_on(
     if last <= until:
         return ELIGIBLE.empty()
     cut = slices(Period("ahead", until, last), edges)
-    days = _days_known(eligible, until, run_rate_days)
+    days = days_known(eligible, until, run_rate_days)
     whole = (
         eligible.group_by("holder", "slice_start", "account")
         .agg(pl.col("amount").sum())
@@ -380,8 +379,9 @@ def _entitlements(used: pl.DataFrame, books: Books, until: datetime) -> pl.DataF
     )
 
 
-def _open_periods(books: Books, last: datetime, until: datetime) -> pl.DataFrame:
-    """The period of every contract that holds `last`."""
+def open_periods(books: Books, until: datetime) -> pl.DataFrame:
+    """The period of every contract that holds the last quarter hour before `until`."""
+    last = until - QUARTER
     spans = (
         books.contracts.select("contract")
         .unique()
@@ -407,14 +407,14 @@ def _open_fees(books: Books, opened: pl.DataFrame, until: datetime) -> pl.DataFr
     )
 
 
-def _in_force_at(until: datetime) -> pl.Expr:
+def in_force_at(until: datetime) -> pl.Expr:
     at = pl.lit(until, dtype=INSTANT)
     return (pl.col("effective_from") < at) & (pl.col("effective_until").fill_null(FOR_EVER) > at)
 
 
 def _left(charged: Charged, until: datetime) -> pl.DataFrame:
     """What is left of commitments in money and of grants."""
-    here = _in_force_at(until)
+    here = in_force_at(until)
     tranches = charged.drawdown.filter(here & pl.col("meters").is_null()).select(
         "contract", "currency", pl.col("remaining").alias("committed_left")
     )
@@ -433,12 +433,15 @@ def _left(charged: Charged, until: datetime) -> pl.DataFrame:
     )
 
 
-def _expiring(
+def expiring(
     charged: Charged, books: Books, until: datetime, run_rate_days: int, soon_days: int
 ) -> pl.DataFrame:
-    """What ends within soon_days of what was paid ahead or granted, and what would be left of it then."""
+    """What ends within soon_days of what was paid ahead or granted, and what would be left of it then.
+
+    One row per tranche and grant: contract, currency, name, expiring, expected_lost (quanta), expires_at.
+    """
     horizon = until + soon_days * DAY
-    soon = _in_force_at(until) & (pl.col("effective_until") <= pl.lit(horizon, dtype=INSTANT))
+    soon = in_force_at(until) & (pl.col("effective_until") <= pl.lit(horizon, dtype=INSTANT))
     tranches = charged.drawdown.filter(
         soon & (pl.col("paid") == "ahead") & pl.col("meters").is_null() & (pl.col("remaining") > 0)
     )
@@ -452,11 +455,12 @@ def _expiring(
     paid = tranches.join(then, on=by, validate="1:1").select(
         "contract",
         "currency",
+        pl.col("commitment").alias("name"),
         pl.col("remaining").alias("expiring"),
         "expected_lost",
         pl.col("effective_until").alias("expires_at"),
     )
-    left = charged.credits.filter(_in_force_at(until) & (pl.col("left") > 0))
+    left = charged.credits.filter(in_force_at(until) & (pl.col("left") > 0))
     still = (
         books.credit_grants.drop("amount")
         .join(
@@ -480,6 +484,7 @@ def _expiring(
         .select(
             "contract",
             "currency",
+            pl.col("credit").alias("name"),
             pl.col("left").alias("expiring"),
             pl.col("shortfall").alias("expected_lost"),
             pl.col("effective_until").alias("expires_at"),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from metering.delivery.report import Provenance, instant
 from metering.delivery.tables import money, printable
-from metering.tree import MONEY_PER, Node
+from metering.tree import MONEY_PER, RATIO_PER, Node
 
 WIDTH_MIN: Final = 60
 #: Children of one node that text shows, unless every part is asked for.
@@ -115,9 +115,9 @@ def _lines(node: Node, level: int, width: int, depth: int | None) -> Iterator[st
 def _amount(node: Node) -> str:
     if node.per == MONEY_PER:
         return money(node.value)
-    if node.amount % node.per == 0:
+    if node.per != RATIO_PER and node.amount % node.per == 0:
         return f"{node.amount // node.per:,}"
-    return f"{node.value:,.3f}"
+    return f"{node.value:,.6f}" if node.per == RATIO_PER else f"{node.value:,.3f}"
 
 
 def to_json(tree: Node, provenance: Provenance, report: str, cell: str, batches: Node | None = None) -> str:
