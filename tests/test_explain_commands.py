@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from metering.cli import closing, reports
+from metering.cli import closing, reports, standing
 from metering.cli import explain as explaining
 from metering.errors import BadInput
 from metering.settings import Settings
@@ -21,6 +21,17 @@ from workers.fold import pin
 
 Run = Callable[..., Result]
 FEE = "\n    fees: [{fee: plan, amount_per_month: 30, currency: USD}]\ncapacity_contracts:"
+TERMS = """
+    fees: [{fee: plan, amount: 30, per: month, currency: USD}]
+    commitments:
+      - commitment: year
+        paid: ahead
+        shortfall_rule: true_up
+        tranches: [{effective_from: 2026-11-01, effective_until: 2026-12-01, amount: 4.00}]
+    credits:
+      - {credit: launch, kind: promotional, amount: 3.00, effective_from: 2026-11-01, effective_until: 2026-12-01}
+    entitlements: [{pool: block, units: 1}]
+capacity_contracts:"""
 
 
 @pytest.fixture
@@ -55,6 +66,7 @@ def run(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Run:
     root = typer.Typer()
     reports.mount(root)
     closing.mount(root)
+    standing.mount(root)
     explaining.mount(root)
 
     def invoke(*arguments: str, fails: bool = False) -> Result:
@@ -126,11 +138,72 @@ def test_every_cell_is_the_report_and_a_cell_that_is_not_there_says_what_is(
         (("capacity", "idle"), "pool=NAME; there are block"),
         (("closure", "term=idl"), "there are customers, idle"),
         (("closure", "supplier=x"), "there are supplier=northstar currency=USD"),
-        (("now",), "give one of margin, capacity, closure"),
+        (("now",), "give one of margin, contracts, balances"),
     ):
         found = run("explain", *words, *period, fails=True)
         assert isinstance(found.exception, BadInput), found.exception
         assert says in str(found.exception)
+
+
+def test_commitments_credits_and_entitlements_are_told_to_their_parts(
+    settings: Settings, ledger: Ledger, run: Run, tmp_path: Path
+) -> None:
+    apply(settings, tmp_path / "catalog", CATALOG.replace("\ncapacity_contracts:", TERMS))
+    day = ("--period", "2026-11-21")
+
+    def rows(report: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(run(report, *day, "--format", "json").stdout)["rows"]
+        return found
+
+    def tree(*arguments: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(run("explain", *arguments, *day, "--format", "json").stdout)
+        assert checked(found["tree"])
+        return dict(found["tree"])
+
+    # 5 M tokens of input at 3 and 270 of output at 15: 15.00405, of which 4 were paid ahead and 3 given
+    made = {row["what"]: row for row in rows("contracts")}
+    assert made["commitment"]["drawn"] == "4.000000000000"
+    for what, columns in (
+        ("commitment", ("drawn", "overage", "shortfall_projected")),
+        ("entitlement", ("drawn", "remaining", "pace_ratio")),
+    ):
+        for column in columns:
+            found = tree("contracts", "customer=acme", f"what={what}", column)
+            assert Decimal(found["amount"]) == Decimal(made[what][column]), column
+    assert made["entitlement"]["pace_ratio"] != "0.000000"
+    [row] = rows("balances")
+    for column in ("unbilled", "promotional_left", "committed_left", "expiring"):
+        assert Decimal(tree("balances", "contract=acme-standard", column)["amount"]) == Decimal(
+            row[column]
+        ), column
+    unbilled = tree("balances", "customer=acme")
+    parts = {part["name"]: part["amount"] for part in unbilled["children"]}
+    assert parts == {
+        "net": "15.004050000000",
+        "less drawdown": "-4.000000000000",
+        "less promotional_credit": "-3.000000000000",
+        # to the cut at 20:45 of the 21st
+        "fees": "20.864583333333",
+    }
+    for words, says in (
+        (("contracts",), "say whose, customer=NAME or contract=NAME; there are acme"),
+        (("contracts", "customer=acne"), "there are acme"),
+        (
+            ("contracts", "contract=acme-standard"),
+            "name one row; there are customer=acme contract=acme-standard what=",
+        ),
+        (("contracts", "customer=acme", "what=terms"), "no such row in 2026-11-21; there are "),
+        (
+            ("contracts", "customer=acme", "what=commitment", "cost"),
+            "no column 'cost' that has parts; give one of",
+        ),
+        (("contracts", "customer=acme", "what=entitlement", "projected"), "of an entitlement, give one of"),
+        (("balances", "contract=x"), "no such contract; there are acme-standard"),
+        (("balances", "customer=acme", "margin"), "no column 'margin' that has parts; give one of unbilled"),
+    ):
+        refused = run("explain", *words, *day, fails=True)
+        assert isinstance(refused.exception, BadInput), refused.exception
+        assert says in str(refused.exception)
 
 
 def test_a_bridge_ends_at_the_margins_and_names_what_moved_them(ledger: Ledger, run: Run) -> None:
