@@ -42,6 +42,10 @@ LANDS = {
         {"input_tokens": 1, "output_tokens": 2, "cache_creation_input_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}} -> uncached 1, output 2
         {"input_tokens": 1, "output_tokens": 2, "cache_read_input_tokens": null, "cache_creation": null, "server_tool_use": null} -> uncached 1, output 2
         {"input_tokens": 1, "output_tokens": 2, "server_tool_use": {"web_search_requests": 3, "web_fetch_requests": 9}} -> uncached 1, output 2, tools 3
+        {"input_tokens": 45000, "output_tokens": 1234, "iterations": [{"type": "compaction", "input_tokens": 180000, "output_tokens": 3500}, {"type": "message", "input_tokens": 23000, "output_tokens": 1000}, {"type": "message", "input_tokens": 22000, "output_tokens": 234}]} -> uncached 225000, output 4734
+        {"input_tokens": 0, "output_tokens": 0, "iterations": [{"type": "compaction", "input_tokens": 8, "output_tokens": 4, "cache_read_input_tokens": 70, "cache_creation_input_tokens": 30, "cache_creation": {"ephemeral_1h_input_tokens": 30}}]} -> uncached 8, read 70, w1h 30, output 4
+        {"input_tokens": 1, "output_tokens": 2, "iterations": []} -> uncached 1, output 2
+        {"input_tokens": 1, "output_tokens": 2, "iterations": [{"type": "message", "input_tokens": 9, "output_tokens": 0}, {"type": "fallback_message", "model": "m", "input_tokens": 1, "output_tokens": 2}]} -> uncached 1, output 2
     """,
     "openai_chat": """
         {"prompt_tokens": 10, "completion_tokens": 5} -> uncached 10, output 5
@@ -102,6 +106,9 @@ REFUSED = {
         {"input_tokens": null, "output_tokens": 5} -> missing_field data.usage.input_tokens data.usage.input_tokens is null; it is required
         {"input_tokens": 1, "output_tokens": 2, "cache_creation_input_tokens": 31, "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20}} -> counts_contradict data.usage.cache_creation_input_tokens in data.usage cache_creation_input_tokens (31) is not cache_creation.ephemeral_5m_input_tokens (10) + cache_creation.ephemeral_1h_input_tokens (20)
         {"input_tokens": 1, "output_tokens": 2, "cache_creation_input_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 1}} -> counts_contradict data.usage.cache_creation_input_tokens in data.usage cache_creation_input_tokens (0) is not cache_creation.ephemeral_5m_input_tokens (1) + cache_creation.ephemeral_1h_input_tokens (0)
+        {"input_tokens": 1, "output_tokens": 2, "iterations": [{"type": "advisor_message", "model": "m", "input_tokens": 823, "output_tokens": 1612}]} -> value_unknown data.usage.iterations[0].type data.usage.iterations[0].type: Invalid enum value 'advisor_message'; see docs/events.md for its values
+        {"input_tokens": 1, "output_tokens": 2, "iterations": [{"type": "compaction", "output_tokens": 4}]} -> missing_field data.usage.iterations[0].input_tokens data.usage.iterations[0].input_tokens is missing; it is required
+        {"input_tokens": 1, "output_tokens": 2, "iterations": [{"type": "compaction", "input_tokens": 3, "output_tokens": 4, "cache_creation_input_tokens": 7, "cache_creation": {"ephemeral_1h_input_tokens": 6}}]} -> counts_contradict data.usage.iterations[0].cache_creation_input_tokens in data.usage iterations[0].cache_creation_input_tokens (7) is not iterations[0].cache_creation.ephemeral_5m_input_tokens (0) + iterations[0].cache_creation.ephemeral_1h_input_tokens (6)
         {"input_tokens": 1.0, "output_tokens": 2} -> wrong_type data.usage.input_tokens data.usage.input_tokens: Expected `int`, got `float`; it is 1.0
     """,
     "openai_chat": """

@@ -40,14 +40,29 @@ class ServerToolUse(_Struct):
     web_fetch_requests: _Said = None
 
 
-class AnthropicMessages(_Struct):
-    """`usage` of a message: the input is beside the cache, the output holds the thinking."""
+class AnthropicTokens(_Struct):
+    """Anthropic's tokens: the input is beside the cache, the output holds the thinking."""
 
     input_tokens: _Quantity
     output_tokens: _Quantity
     cache_read_input_tokens: _Said = None
     cache_creation_input_tokens: _Said = None
     cache_creation: CacheCreation | None = None
+
+
+class Iteration(AnthropicTokens, kw_only=True):
+    """One sampling of a message: inside the totals or, a compaction of what was said before, beside them.
+
+    An advisor's is beside them too and ran another model: it has no place in this event.
+    """
+
+    type: Literal["message", "fallback_message", "compaction"]
+
+
+class AnthropicMessages(AnthropicTokens):
+    """`usage` of a message: the totals are the sum of its samplings without compactions."""
+
+    iterations: list[Iteration] | None = None
     server_tool_use: ServerToolUse | None = None
     service_tier: str | None = None
 
@@ -195,6 +210,24 @@ def _inside(whole: Named, parts: Sequence[Named]) -> int:
 
 
 def _anthropic(usage: AnthropicMessages) -> Counts:
+    sampled = [("", cast(AnthropicTokens, usage))]
+    for place, one in enumerate(usage.iterations or ()):
+        if one.type == "compaction":
+            sampled.append((f"iterations[{place}].", one))
+    written = [_anthropic_writes(where, tokens) for where, tokens in sampled]
+    tools = usage.server_tool_use
+    return Counts(
+        input_tokens=sum(tokens.input_tokens for _, tokens in sampled),
+        output_tokens=sum(tokens.output_tokens for _, tokens in sampled),
+        cache_read_tokens=sum(tokens.cache_read_input_tokens or 0 for _, tokens in sampled),
+        cache_write_5m_tokens=sum(short for short, _ in written),
+        cache_write_1h_tokens=sum(long for _, long in written),
+        tool_calls=None if tools is None else tools.web_search_requests,
+    )
+
+
+def _anthropic_writes(where: str, usage: AnthropicTokens) -> tuple[int, int]:
+    """Cache writes that live for 5 minutes and for an hour; `where` the tokens stand is part of their names."""
     written = usage.cache_creation_input_tokens
     split = usage.cache_creation
     short, long = written or 0, 0
@@ -204,19 +237,11 @@ def _anthropic(usage: AnthropicMessages) -> Counts:
         short, long = split.ephemeral_5m_input_tokens or 0, split.ephemeral_1h_input_tokens or 0
         if written is not None:
             parts = (
-                ("cache_creation.ephemeral_5m_input_tokens", short),
-                ("cache_creation.ephemeral_1h_input_tokens", long),
+                (f"{where}cache_creation.ephemeral_5m_input_tokens", short),
+                (f"{where}cache_creation.ephemeral_1h_input_tokens", long),
             )
-            _equal(("cache_creation_input_tokens", written), parts)
-    tools = usage.server_tool_use
-    return Counts(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cache_read_input_tokens or 0,
-        cache_write_5m_tokens=short,
-        cache_write_1h_tokens=long,
-        tool_calls=None if tools is None else tools.web_search_requests,
-    )
+            _equal((f"{where}cache_creation_input_tokens", written), parts)
+    return short, long
 
 
 def _openai(
