@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.rule import Rule
@@ -244,30 +244,6 @@ def _identity(demo: Demo, expected: Expectation) -> None:
 def _margin(demo: Demo) -> None:
     demo.chapter("Which customers are served at a profit?")
     demo.report("report", "margin", "--period", str(demo.day))
-    with postgres.reading(demo.settings) as connection:
-        found = reports.margin_report(connection, demo.settings, parse_period(str(demo.day)))
-    losing = [
-        row for row in found.summary.iter_rows(named=True)
-        if row["customer"] is not None and row["kind"] == "paying" and row["margin"] < 0
-    ]  # fmt: skip
-    for row in sorted(losing, key=lambda row: row["margin"]):
-        demo.console.print(_why(found, row), highlight=False)
-    if not losing:
-        demo.console.print("No paying customer loses money on this day.")
-
-
-def _why(found: reports.MarginReport, row: dict[str, Any]) -> str:
-    """One sentence on why a customer loses money: its largest product by cost, what it pays and what that costs."""
-    products = (
-        found.by("customer,product").rows.filter(customer=row["customer"]).sort("cost", descending=True)
-    )
-    worst = products.row(0, named=True)
-    requests = int(worst["requests"])
-    return (
-        f"[bold red]{row['customer']}[/] loses {_money(-row['margin'])} {found.currency}: {worst['product']} earns "
-        f"{_money(worst['revenue'])} for {requests:,} requests that cost {_money(worst['cost'])} "
-        f"({_money(worst['cost_pool'])} of pool capacity, {_money(worst['cost_on_demand'])} on demand)."
-    )
 
 
 def _money(amount: Decimal) -> str:

@@ -110,7 +110,7 @@ def test_what_demand_would_cost(ledger: Ledger, run: Run, tmp_path: Path) -> Non
         "block: of 40 to 64 more burn units 40 to 64 fill idle capacity that was paid for anyway, 0 spill"
         in shown
     )
-    assert "1 windows of 1 holders were binding; 1 requests were turned away" in shown
+    assert "1 window of 1 holder was binding; 1 request was turned away" in shown
 
     # 50 tokens at $15 a million
     assert change("  - change_price: {book: standard, product: chat, factor: 1.1}\n", "charge") == "0.000075"

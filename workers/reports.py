@@ -17,7 +17,7 @@ from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_b
 from metering.core.deciles import plan_deciles
 from metering.core.margin import Margin, margin, summarise
 from metering.delivery import columns
-from metering.delivery.report import Provenance, Report, as_total, choose_by, select
+from metering.delivery.report import Provenance, Report, as_total, choose_by, counted, select
 from metering.delivery.tables import money, ratio
 from metering.frames import POOL_CUSTOMER_USAGE, SUM, USAGE, Books
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
@@ -36,6 +36,7 @@ from metering.store.rollups import (
 )
 from metering.store.watermarks import read_knowledge
 from workers.capacity_reports import CapacityReport, chosen_by, known_pool
+from workers.losing import loss_notes
 
 #: What margin can be by where its lines were read by project.
 PROJECT: Final = "project"
@@ -43,6 +44,8 @@ UNRATED_BY: Final = tuple(name for name in UNRATED.key if name not in ("meter", 
 _UNRATED_DEFAULT: Final = ("side", "reason", "customer", "product", "model_served", "pool")
 _SELDOM: Final = ("discount", "top_up", "overage_premium", "shortfall", "breakage", "promotional_credit")
 _WHO: Final = ("name", "kind", "segment")
+#: Whose losses are explained in a sentence.
+_LOSING: Final = ("customer", "segment", "contract", "plan")
 
 
 def known(
@@ -243,7 +246,7 @@ class MarginReport:
             rows=rows,
             total=as_total(total, rows),
             provenance=self.provenance,
-            notes=(*self._notes(rows), *unrated_notes(self.computed.unrated)),
+            notes=(*self._notes(rows), *self._losses(by), *unrated_notes(self.computed.unrated)),
             empty="no usage, fees or capacity in the complete part of the period",
             shown=_as_shown(rows, by),
             null_texts=_null_texts(by, self.computed.lines),
@@ -264,6 +267,18 @@ class MarginReport:
             if who:
                 names = ", ".join(who[:3]) + (f" and {len(who) - 3} more" if len(who) > 3 else "")
                 yield f"below the floor by exchange rates alone, not at contract rates: {names}"
+
+    def _losses(self, by: Sequence[str]) -> Iterator[str]:
+        """Why those who lose money do, where a row is a customer or what customers have."""
+        if len(by) != 1 or by[0] not in _LOSING:
+            return
+        yield from loss_notes(self.computed.lines, by[0], self.currency)
+        nobodys = self.computed.lines.filter(pl.col("customer").is_null())
+        if by[0] in _NONE_OF_IT and nobodys.height:
+            yield (
+                f"of the cost of {_NONE_OF_IT[by[0]]} {money(Decimal(nobodys['cost'].sum()))} {self.currency} is "
+                "capacity that nobody used"
+            )
 
     def usage(self) -> Report:
         """What each customer used, by day, customer and product; every attempt counts, once."""
@@ -362,7 +377,7 @@ def _plan_notes(deciles: pl.DataFrame, lines: pl.DataFrame, books: Books) -> Ite
         if ratio_of is not None:
             earned += f" ({ratio(ratio_of)} of revenue)"
         few = "; fewer than ten: each customer is a row" if count < 10 else ""
-        yield f"{row['plan']}: {count:,} customer{'s' * (count != 1)}, margin {earned}, {row['losing']:,} lose money{few}"
+        yield f"{row['plan']}: {counted(count, 'customer')}, margin {earned}, {row['losing']:,} lose money{few}"
 
 
 def plain_rate(rate: int) -> str:

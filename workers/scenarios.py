@@ -1,11 +1,7 @@
 """What if: a scenario file applied to the books and to recorded usage, and the same reports computed again."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
-from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -43,18 +39,15 @@ from metering.core.costs import reach
 from metering.core.demand import Filled
 from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, Which, settled, without_bills
-from metering.core.windows import in_burn_units
-from metering.delivery import columns
-from metering.delivery.report import Provenance, Report, choose_by, instant, select
 from metering.frames import Books
-from metering.money import ratio
 from metering.periods import Period
 from metering.settings import Settings
 from metering.store.books import read_catalog
 from metering.store.rollups import read_pool_customer_usage, read_pool_usage, read_usage
-from workers.demand import Raised, books_with, known_names, raised_limits, traffic_with
+from workers.compared import Compared
+from workers.demand import books_with, known_names, raised_limits, traffic_with
 from workers.planning import Say
-from workers.reports import known, unrated_notes, usage_of_terms
+from workers.reports import known, usage_of_terms
 
 _PARTS: Final = ("company", "pool", "plan", "segment", "customer")
 _BURN: Final = ("contracted", "served", "idle", "overrun", "spill")
@@ -72,7 +65,7 @@ def what_if(
     as_of: int | None,
     *,
     say: Say = lambda _: None,
-) -> "Compared":
+) -> Compared:
     """The period as it was recorded, and as it would have been: margin and capacity of both.
 
     `connection` is one snapshot; nothing is written. What suppliers billed for the pools that the scenario buys or
@@ -291,243 +284,3 @@ def _traffic(scenario: Scenario, recorded: Traffic, start: datetime) -> tuple[Tr
             if change.to_pool is not None:
                 arrived.append(change.to_pool)
     return recorded, arrived
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A period before and after a scenario. afters: one, or where limits are raised the lower and the upper bound."""
-
-    scenario: Scenario
-    provenance: Provenance
-    books_before: Books
-    currency: str
-    before: Margin
-    afters: tuple[Margin, ...]
-    stuck: tuple[str, ...]
-    rebuilt: tuple[str, ...]
-    raised: Raised | None
-    filled: tuple[Filled, ...]
-
-    @cached_property
-    def _sides(self) -> dict[str, Margin]:
-        """Each side under the end of its columns' names."""
-        ends = ("_after",) if len(self.afters) == 1 else ("_lower", "_upper")
-        return {"": self.before, **dict(zip(ends, self.afters, strict=True))}
-
-    def by(self, text: str, *, concluding: bool = True) -> Report:
-        """The company, one row per pool and dimension, or one per plan, segment or customer that it changes.
-
-        concluding: the notes end on what it costs and who pays.
-        """
-        (part,) = choose_by(text, _PARTS, ("pool",), "what-if")[:1]
-        rows = {"company": self._company, "pool": self._pools}.get(part, lambda: self._changed(part))()
-        laid_out = columns.in_currency(select(columns.WHAT_IF, rows.columns), self.currency)
-        notes = [*self._notes()] if part in ("company", "pool") else []
-        return Report(
-            name=f"what_if_{part}",
-            title=f"{self.scenario.name}: {part}, before and after",
-            columns=laid_out,
-            rows=rows,
-            total=rows.clear(),
-            provenance=self.provenance,
-            notes=tuple([*notes, *self._conclusion()] if concluding else notes),
-            empty="nothing changes",
-            null_texts={
-                "customer": "(idle capacity)",
-                "segment": "(idle capacity)",
-                "plan": "(no plan, idle)",
-            },
-        )
-
-    def _company(self) -> pl.DataFrame:
-        rows = []
-        for measure in _MONEY:
-            sums = {end: _amount(side.lines, measure) for end, side in self._sides.items()}
-            row: dict[str, object] = {"measure": measure}
-            for end, amount in sums.items():
-                row |= (
-                    {f"amount{end}": amount}
-                    if not end
-                    else {f"amount{end}": amount, f"change{end}": amount - sums[""]}
-                )
-            rows.append(row)
-        money = self.before.lines.schema["cost"]
-        schema = {name: pl.String if name == "measure" else money for name in rows[0]}
-        return _named(pl.DataFrame(rows, schema=schema))
-
-    def _pools(self) -> pl.DataFrame:
-        by = ["pool", "dimension"]
-        rows: pl.DataFrame | None = None
-        for end, side in self._sides.items():
-            sums = side.capacity.utilization.group_by(by).agg(
-                pl.col("denominator").first(), *(pl.col(name).sum() for name in _BURN)
-            )
-            used = ratio(pl.col("served"), pl.col("contracted")).alias("served_of_contracted_ratio")
-            one = sums.with_columns(
-                used, *(in_burn_units(pl.col(name), pl.col("denominator")).alias(name) for name in _BURN)
-            ).drop("denominator")
-            one = one.rename({name: f"{name}{end}" for name in one.columns if name not in by})
-            rows = one if rows is None else rows.join(one, on=by, how="full", coalesce=True)
-        assert rows is not None
-        for end, side in self._sides.items():
-            cost = side.lines.group_by("pool").agg(
-                pl.col(name).sum().alias(f"{name}{end}") for name in ("cost_pool", "cost_on_demand")
-            )
-            # a pool that is no more may still have traffic that was meant for it
-            rows = rows.join(cost, on="pool", how="left", validate="m:1")
-        order = [*_BURN, "served_of_contracted_ratio", "cost_pool", "cost_on_demand"]
-        return rows.sort(by).select(*by, *(f"{name}{end}" for name in order for end in self._sides))
-
-    def _changed(self, part: str) -> pl.DataFrame:
-        kept = ["revenue", "cost", "margin"]
-        rows: pl.DataFrame | None = None
-        for end, side in self._sides.items():
-            sums = side.lines.group_by(part).agg(pl.col("revenue", "cost").sum())
-            sums = sums.with_columns((pl.col("revenue") - pl.col("cost")).alias("margin"))
-            one = sums.select(part, *(pl.col(name).alias(f"{name}{end}") for name in kept))
-            rows = (
-                one if rows is None else rows.join(one, on=part, how="full", coalesce=True, nulls_equal=True)
-            )
-        assert rows is not None
-        ends = [end for end in self._sides if end]
-        rows = rows.with_columns(
-            pl.col([f"{name}{end}" for name in kept for end in self._sides]).fill_null(0)
-        )
-        changed = pl.any_horizontal(pl.col(name) != pl.col(f"{name}{end}") for name in kept for end in ends)
-        rows = rows.filter(changed).with_columns(
-            (pl.col(f"margin{end}") - pl.col("margin")).alias(f"change{end}") for end in ends
-        )
-        order = [f"{name}{end}" for name in kept for end in self._sides] + [f"change{end}" for end in ends]
-        return _named(rows.select(part, *order).sort(f"change{ends[-1]}", part, nulls_last=True))
-
-    def _notes(self) -> Iterator[str]:
-        if self.stuck:
-            yield (
-                f"{', '.join(self.stuck)}: no provider sells these models on demand, so what exceeds the pool is "
-                "shown as overrun, at no cost: a lower bound"
-            )
-        if self.rebuilt and not self.books_before.bill_lines.is_empty():
-            yield (
-                f"{', '.join(self.rebuilt)}: costs are what the contracts say on both sides, without their bills"
-            )
-        cut = self.provenance.cut
-        for placed in self.scenario.changes:
-            since = getattr(placed.change, "effective_from", None)
-            if isinstance(since, datetime) and since >= cut.until:
-                yield (
-                    f"{placed.place} {placed.name} takes effect at {instant(since)}, after the figures end "
-                    f"({instant(cut.until)}): it changes nothing here"
-                )
-        yield from self._who_was_turned_away()
-        for note in dict.fromkeys(note for side in self.afters for note in unrated_notes(side.unrated)):
-            yield f"after: {note}"
-
-    def _who_was_turned_away(self) -> Iterator[str]:
-        held = self.raised
-        if held is None:
-            return
-        if not held.windows:
-            yield "no window of the limits that are raised was binding: nobody would have used more"
-            return
-        yield (
-            f"{held.windows:,} windows of {held.holders:,} holders were binding; {held.refused_requests:,} requests "
-            "were turned away in them. Lower: what those asked for; upper: all that the raised limits let through"
-        )
-        if not held.refused_requests:
-            yield "no refusal names these limits: the lower bound is 0, because who was turned away left no trace"
-        elif held.unestimated:
-            yield f"{held.unestimated:,} of them came without an estimate of their tokens: the lower bound is too low"
-        if held.extra.unmixed:
-            yield (
-                f"{held.extra.unmixed:,} binding windows used nothing, so that nobody knows of what their extra would "
-                "be: it is left out, and both bounds are too low"
-            )
-
-    def _conclusion(self) -> Iterator[str]:
-        """What it costs and who pays, in a sentence."""
-        cut = self.provenance.cut
-        if not cut.minutes:
-            return
-
-        def changes(measure: str) -> list[Decimal]:
-            was = _amount(self.before.lines, measure)
-            return [_amount(side.lines, measure) - was for side in self.afters]
-
-        cost, revenue = changes("cost"), changes("revenue")
-        monthly = Fraction(30 * 1440, cut.minutes)
-        said = (
-            f"{self.scenario.name}: costs {_span(cost, self.currency)} for {_span(revenue, self.currency, 'revenue')} "
-            f"in {self.provenance.period.name}"
-        )
-        if monthly != 1:
-            said += f"; over 30 days {_span([_times(one, monthly) for one in cost], self.currency)} for "
-            said += _span([_times(one, monthly) for one in revenue], self.currency, "revenue")
-        margins = [a - b for a, b in zip(revenue, cost, strict=True)]
-        said += f"; the margin changes by {_range([f'{one:+,.2f}' for one in margins])} {self.currency}"
-        yield said
-        yield from self._who_pays()
-
-    def _who_pays(self) -> Iterator[str]:
-        for row in (
-            pl.concat([one.burn for one in self.filled])
-            .select("pool", "dimension")
-            .unique()
-            .sort("pool", "dimension")
-            .iter_rows()
-            if self.filled
-            else ()
-        ):
-            pool, dimension = row
-            sums = []
-            for one in self.filled:
-                found = one.burn.filter((pl.col("pool") == pool) & (pl.col("dimension") == dimension))
-                sums.append(
-                    found.select(pl.col("extra", "filled", "spilled") // pl.col("denominator")).row(0)
-                    if found.height
-                    else (0, 0, 0)
-                )
-            extra, idle, spill = (_range([f"{one:,}" for one in of]) for of in zip(*sums, strict=True))
-            named = pool if dimension == "all" else f"{pool} {dimension}"
-            yield (
-                f"{named}: of {extra} more burn units {idle} fill idle capacity that was paid for anyway, "
-                f"{spill} spill and are paid on demand"
-            )
-
-
-def _named(rows: pl.DataFrame) -> pl.DataFrame:
-    """The columns under the names of the report: before, after and change where a row has one measure."""
-    names = {
-        "amount": "before",
-        "amount_after": "after",
-        "amount_lower": "after_lower",
-        "amount_upper": "after_upper",
-    }
-    names |= {"change_after": "change"}
-    return rows.rename({name: to for name, to in names.items() if name in rows.columns})
-
-
-def _times(amount: Decimal, factor: Fraction) -> Decimal:
-    return amount * factor.numerator / factor.denominator
-
-
-def _range(texts: Sequence[str]) -> str:
-    """One text, or two as a range."""
-    return " to ".join(dict.fromkeys(texts))
-
-
-def _span(amounts: Sequence[Decimal], currency: str, what: str = "") -> str:
-    """0.00 to 300.00 USD more, 12.50 USD less, -3.00 to +4.00 USD."""
-    named = f" {what}" if what else ""
-    rounded = [round(amount, 2) for amount in amounts]
-    if all(amount >= 0 for amount in rounded):
-        return f"{_range([f'{amount:,.2f}' for amount in rounded])} {currency} more{named}"
-    if all(amount <= 0 for amount in rounded):
-        return f"{_range([f'{-amount:,.2f}' for amount in rounded])} {currency} less{named}"
-    return f"{_range([f'{amount:+,.2f}' for amount in rounded])} {currency}{named}"
-
-
-def _amount(lines: pl.DataFrame, measure: str) -> Decimal:
-    if measure.startswith("margin"):
-        return _amount(lines, "revenue") - _amount(lines, measure.replace("margin", "cost"))
-    total = lines[measure].sum()
-    return total if isinstance(total, Decimal) else Decimal(total or 0)

@@ -10,7 +10,7 @@ from metering.core.revenue import Charged, charged, reach, spans_of
 from metering.core.shares import customer_shares
 from metering.core.standing import BALANCES, CONTRACT_STANDING, balances, contract_standing
 from metering.delivery import columns
-from metering.delivery.report import Provenance, Report, as_total, instant, select
+from metering.delivery.report import Provenance, Report, as_total, counted, instant, select
 from metering.delivery.tables import money
 from metering.errors import BadInput
 from metering.frames import USAGE, Books
@@ -59,6 +59,11 @@ def contracts_report(
         rows = rows.filter(pl.col("customer") == customer)
     declared = [column.name for column in columns.CONTRACTS]
     rows = rows.select(declared)
+    promised = rows.filter(pl.col("committed").is_not_null())
+    notes = _short(rows, settings)
+    if 0 < promised.height < rows.height:
+        others = counted(rows.height - promised.height, "contract")
+        notes.append(f"{others} without a commitment or an entitlement not shown: --format csv has all")
     return Report(
         name="contracts",
         title=f"Contracts of customers at {instant(cut.until)}",
@@ -66,8 +71,9 @@ def contracts_report(
         rows=rows,
         total=rows.clear(),
         provenance=provenance,
-        notes=tuple(_short(rows, settings)),
+        notes=tuple(notes),
         empty=_EMPTY if not cut.minutes else "no contract is in force",
+        shown=promised if promised.height else None,
         null_texts={"plan": "-", "name": "-", "paid": "-", "measure": "-"},
     )
 

@@ -17,7 +17,7 @@ from metering.periods import floor_to_quarter
 NAME_BYTES_MAX: Final = 200
 #: Prices, fees, ratios and weights have at most this many decimals: quantity x price stays exact in MONEY.
 DECIMALS_MAX: Final = 6
-#: Largest price per million, weight and amount per month: far above any real one, far below an overflow.
+#: Largest price per million, weight and amount: far above any real one, far below an overflow.
 PRICE_MAX: Final = Decimal(10) ** 9
 WEIGHT_MAX: Final = Decimal(10) ** 6
 AMOUNT_MAX: Final = Decimal(10) ** 12
@@ -120,22 +120,18 @@ def _price(value: object) -> Decimal:
 
 
 def _amount(value: object) -> Decimal:
-    return _decimal(value, below=AMOUNT_MAX, what="an amount per month")
-
-
-def _fee(value: object) -> Decimal:
     return _decimal(value, below=AMOUNT_MAX, what="an amount")
 
 
 def _fee_or_by_dimension(value: object) -> Decimal | dict[str, Decimal]:
     if not isinstance(value, dict):
-        return _fee(value)
+        return _amount(value)
     if not value:
         raise refused("must not be empty; give one amount, or one for each dimension")
     fees = {}
     for dimension, amount in value.items():
         try:
-            fees[_name(dimension)] = _fee(amount)
+            fees[_name(dimension)] = _amount(amount)
         except PydanticCustomError as error:
             raise refused(f"{dimension} {error.message()}") from None
     return fees
@@ -278,9 +274,7 @@ Minute = Annotated[
 #: Per million units of a meter.
 Price = Annotated[Decimal, BeforeValidator(_price), _AS_TEXT, _written("price per million units")]
 Amount = Annotated[Decimal, BeforeValidator(_amount), _AS_TEXT, _written("amount of money")]
-#: What a supplier is paid, per whatever the field says.
-FeeAmount = Annotated[Decimal, BeforeValidator(_fee), _AS_TEXT, _written("amount of money")]
-#: One amount, or one for each dimension that has one.
+#: What a supplier is paid, per whatever the field says: one amount, or one for each dimension that has one.
 FeeByDimension = Annotated[
     Decimal | dict[str, Decimal],
     PlainValidator(_fee_or_by_dimension),

@@ -11,7 +11,6 @@ from metering.catalog.fields import (
     Amount,
     Count,
     Currency,
-    FeeAmount,
     FeeByDimension,
     Instant,
     Minute,
@@ -96,7 +95,7 @@ class CapacityFee(Strict):
     """A fee of the whole contract; its span defaults to the term."""
 
     fee: Name
-    amount: FeeAmount
+    amount: Amount
     per: Literal["month", "span", "unit_hour", "unit_day", "unit_month"]
     #: left out: split over the dimensions by their fee_share_ratio
     dimension: Name | None = None

@@ -337,11 +337,11 @@ def check_format(form: str, output: Path | None) -> None:
 
 
 def write(report: Report, form: str, output: Path | None, bars: tuple[str, ...] = ()) -> None:
-    """Write a report to stdout or `output`; what it stands on, and its notes, go to stderr."""
+    """Write a report to stdout or `output`; of data, what it stands on and its notes go to stderr."""
     from metering.delivery import exports, tables
 
-    if form != "table" or output is not None or not sys.stdout.isatty():
-        # a table on a terminal has it as its caption
+    if form != "table" or output is not None:
+        # a table has it as its caption
         _say(f"{report.name} {report.provenance.caption()}")
     if form != "table":
         for note in report.notes:

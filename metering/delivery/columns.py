@@ -141,8 +141,8 @@ CAPACITY: Final = _columns(
 PLANS: Final = _columns(
     ("plan", "text", "plan", "", 0),
     ("decile", "count", "decile", "by cost", 0),
-    ("customer", "text", "customer", "", 5),
-    ("customers", "count", "customers", "", 1),
+    ("customer", "text", "customer", "", 1),
+    ("customers", "count", "customers", "", 2),
     ("least_cost", "money", "cost from", "", 4),
     ("most_cost", "money", "cost to", "", 4),
     ("revenue", "money", "revenue", "", 0),
@@ -150,8 +150,8 @@ PLANS: Final = _columns(
     ("cost_share_ratio", "ratio", "cost", "of the plan's", 3),
     ("margin", "money", "margin", "", 0),
     ("margin_ratio", "ratio", "margin", "of revenue", 0),
-    ("losing", "count", "losing", "customers", 2),
-    ("losing_ratio", "ratio", "losing", "of customers", 1),
+    ("losing", "count", "losing", "customers", 1),
+    ("losing_ratio", "ratio", "losing", "of customers", 2),
     ("charge_unrated", "flag", "charge", "unrated", 6),
     ("cost_unrated", "flag", "cost", "unrated", 6),
     ("estimated", "flag", "estimated", "", 9),
@@ -357,11 +357,11 @@ CONTRACTS: Final = _columns(
     ("kind", "text", "kind", "", 5),
     ("contract", "text", "contract", "", 4),
     ("plan", "text", "plan", "", 5),
-    ("what", "text", "what", "", 2),
+    ("what", "text", "what", "", 4),
     ("name", "text", "name", "", 0),
     ("effective_from", "instant", "from", "UTC", 5),
     ("effective_until", "instant", "until", "UTC", 1),
-    ("state", "text", "state", "", 2),
+    ("state", "text", "state", "", 5),
     ("measure", "text", "in", "", 0),
     ("paid", "text", "paid", "", 6),
     ("shortfall_rule", "text", "shortfall", "rule", 7),
@@ -371,12 +371,12 @@ CONTRACTS: Final = _columns(
     ("rolled_over", "money", "rolled over", "", 6),
     ("overage", "money", "overage", "", 3),
     ("shortfall", "money", "shortfall", "so far", 4),
-    ("pace_ratio", "ratio", "pace", "of even", 0),
+    ("pace_ratio", "ratio", "pace", "of even", 1),
     ("run_rate_per_day", "money", "run rate", "a day", 5),
     ("projected", "money", "projected", "at the end", 4),
-    ("shortfall_projected", "money", "shortfall", "projected", 2),
-    ("shortfall_fee", "money", "shortfall", "costs", 3),
-    ("days_left", "count", "days left", "", 1),
+    ("shortfall_projected", "money", "shortfall", "projected", 0),
+    ("shortfall_fee", "money", "shortfall", "costs", 2),
+    ("days_left", "count", "days left", "", 2),
 )
 #: What customers have left, and what is not billed yet; `currency` is a column: a report may hold several.
 BALANCES: Final = _columns(
@@ -440,20 +440,20 @@ COST_CURVE: Final = _columns(
 
 #: A period as recorded and as supposed (`what-if`).
 _MEASURES: Final[tuple[tuple[str, Kind, str, str, int], ...]] = (
-    ("contracted", "burn", "contracted", "burn units", 2),
-    ("served", "burn", "served", "burn units", 1),
-    ("idle", "burn", "idle", "burn units", 2),
-    ("overrun", "burn", "overrun", "burn units", 4),
-    ("spill", "burn", "spill", "burn units", 2),
+    ("contracted", "burn", "contracted", "burn units", 4),
+    ("served", "burn", "served", "burn units", 5),
+    ("idle", "burn", "idle", "burn units", 6),
+    ("overrun", "burn", "overrun", "burn units", 7),
+    ("spill", "burn", "spill", "burn units", 3),
     ("served_of_contracted_ratio", "ratio", "used", "of contracted", 0),
-    ("cost_pool", "money", "pool cost", "", 1),
-    ("cost_on_demand", "money", "on-demand cost", "", 1),
+    ("cost_pool", "money", "pool cost", "", 2),
+    ("cost_on_demand", "money", "on demand", "", 1),
     ("revenue", "money", "revenue", "", 3),
-    ("cost", "money", "cost", "", 1),
-    ("margin", "money", "margin", "", 0),
+    ("cost", "money", "cost", "", 2),
+    ("margin", "money", "margin", "", 1),
 )
-#: Ends of the names of what would have been, and of their headings: one side, or two where limits are raised.
-_SUPPOSED: Final = (("_after", " after"), ("_lower", " after (lower)"), ("_upper", " after (upper)"))
+#: Ends of the names of what would have been, and their headings: one side, or two where limits are raised.
+_SUPPOSED: Final = (("_after", "after"), ("_lower", "lower"), ("_upper", "upper"))
 WHAT_IF: Final = (
     *_columns(
         ("measure", "text", "", "", 0),
@@ -465,17 +465,18 @@ WHAT_IF: Final = (
         ("before", "money", "before", "", 0),
         ("after", "money", "after", "", 0),
         ("change", "money", "change", "", 0),
-        ("after_lower", "money", "after (lower)", "", 1),
         ("change_lower", "money", "change (lower)", "", 0),
-        ("after_upper", "money", "after (upper)", "", 1),
         ("change_upper", "money", "change (upper)", "", 0),
     ),
+    Column("after_lower", "money", "after (lower)", "", 1, "after"),
+    Column("after_upper", "money", "after (upper)", "", 1, "after"),
     *(
         column
         for name, kind, heading, unit, rank in _MEASURES
-        for column in _columns(
-            (name, kind, heading, unit, rank),
-            *((f"{name}{end}", kind, f"{heading}{told}", unit, rank) for end, told in _SUPPOSED),
+        for column in (
+            Column(name, kind, heading, unit, rank, name),
+            # beside the first: what it is of, and in which unit, is said there
+            *(Column(f"{name}{end}", kind, told, "", rank, name) for end, told in _SUPPOSED),
         )
     ),
 )

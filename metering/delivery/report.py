@@ -19,7 +19,8 @@ Kind = Literal["text", "day", "instant", "count", "quantity", "burn", "money", "
 class Column:
     """A column of a report: its name in files, its heading and unit in tables.
 
-    `rank` says what a narrow terminal leaves out first: the largest; 0 is never left out, 9 never shown.
+    `rank` says what a narrow terminal leaves out first: the largest; 0 is never left out, 9 never shown. Columns of
+    one `group` are shown or left out together: a figure before without the one after misleads.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Column:
     heading: str
     unit: str = ""
     rank: int = 0
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,11 @@ def choose_by(
         if words.count(word) > 1:
             raise BadInput(f"--by names '{word}' twice; give each once")
     return words
+
+
+def counted(number: int, what: str) -> str:
+    """1 window, 1,234 windows."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def instant(at: datetime) -> str:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, Final, TextIO
 
@@ -115,6 +115,9 @@ class _Laid:
 def _lay(report: Report, column: Column, rows: pl.DataFrame, *, first: bool, with_bar: bool) -> _Laid:
     values = rows[column.name].to_list()
     instead = report.null_texts.get(column.name)
+    if column.kind == "instant" and all(value is None or _is_midnight(value) for value in values):
+        # a column of days is half as wide
+        values = [None if value is None else value.date() for value in values]
     cells = [
         Text(instead, style="dim") if value is None and instead is not None else cell(column, value)
         for value in values
@@ -124,6 +127,10 @@ def _lay(report: Report, column: Column, rows: pl.DataFrame, *, first: bool, wit
         cells.append(Text("total" if first else "") if value is None else cell(column, value))
     bars = [Text("") if value is None else bar(value) for value in values] if with_bar else None
     return _Laid(column, cells, bars)
+
+
+def _is_midnight(at: Any) -> bool:
+    return isinstance(at, datetime) and at.time() == time()
 
 
 def _draw(laid: Sequence[_Laid], totals: int) -> Table:
@@ -177,8 +184,10 @@ def fit(report: Report, width: int | None, bars: Sequence[str] = ()) -> Fitted:
             return Fitted(_draw(shown, report.total.height), needed, missing)
         # the last of the largest rank goes first
         worst = max(reversed(droppable), key=lambda one: one.column.rank)
-        shown.remove(worst)
-        left_out.add(worst.column.name)
+        group = worst.column.group
+        gone = [one for one in shown if one is worst or (group and one.column.group == group)]
+        shown = [one for one in shown if one not in gone]
+        left_out.update(one.column.name for one in gone)
 
 
 def _nothing_in(column: Column, report: Report) -> bool:
@@ -190,12 +199,12 @@ def _nothing_in(column: Column, report: Report) -> bool:
 
 
 def render(report: Report, width: int | None, bars: Sequence[str] = ()) -> tuple[RenderableType, int]:
-    """Title, table and caption of a report, and the width that they need."""
+    """Title, table, caption and notes of a report, and the width that the table needs."""
     parts: list[RenderableType] = [
         Text(report.title, style="bold"),
         Text(report.provenance.caption(), style="dim"),
     ]
-    needed = max(len(report.title), len(report.provenance.caption()))
+    needed = 0
     if report.rows.height:
         fitted = fit(report, width, bars)
         parts.append(fitted.table)
@@ -224,7 +233,7 @@ def show(report: Report, file: TextIO, bars: Sequence[str] = ()) -> None:
         body, _ = render(report, console.width, bars)
     else:
         body, needed = render(report, console.width if "COLUMNS" in os.environ else _WIDTH_MAX, bars)
-        console = Console(file=file, width=max(needed, 40))
+        console = Console(file=file, width=console.width if "COLUMNS" in os.environ else max(needed, 100))
     console.print(body, highlight=False)
     if report.rows.height:
         pictures.show(report.pictures, file)
