@@ -31,6 +31,8 @@ TERMS = """
     credits:
       - {credit: launch, kind: promotional, amount: 3.00, effective_from: 2026-11-01, effective_until: 2026-12-01}
     entitlements: [{pool: block, units: 1}]
+    limits:
+      - {limit: hour, holder: customer, window: {anchored_minutes: 60}, quantity: 100, weights: {output_tokens: 1}}
 capacity_contracts:"""
 
 
@@ -185,7 +187,24 @@ def test_commitments_credits_and_entitlements_are_told_to_their_parts(
         # to the cut at 20:45 of the 21st
         "fees": "20.864583333333",
     }
+    # 140 at 10:00 of the 21st, which opens an hour, and 10 at 11:00
+    [row] = json.loads(run("report", "limits", *day, "--format", "json").stdout)["rows"]
+    for column in ("max_ratio", "p50_ratio", "least_headroom_ratio", "windows_binding", "holders"):
+        assert Decimal(tree("limits", "limit=hour", column)["amount"]) == Decimal(row[column]), column
+    opened = tree("limits", "customer=acme", "window_start=2026-11-21T10:00Z")
+    assert opened["amount"] == "140"
+    [exposed] = json.loads(run("report", "limits", "--pool", "block", *day, "--format", "json").stdout)[
+        "rows"
+    ]
+    for column in ("exposure", "exposure_ratio", "available", "peak"):
+        found = tree("limits", "pool=block", column)
+        assert Decimal(found["amount"]) == Decimal(exposed[column]), column
     for words, says in (
+        (("limits", "limit=day"), "no window of limit=day in 2026-11-21; limit may be hour"),
+        (("limits", "held_by=x"), "held_by may be acme"),
+        (("limits", "headroom_ratio"), "headroom_ratio is of one window, and there are 2"),
+        (("limits", "pool=b"), "there are block"),
+        (("limits", "pool=block", "used"), "has no column 'used' that has parts; give one of exposure"),
         (("contracts",), "say whose, customer=NAME or contract=NAME; there are acme"),
         (("contracts", "customer=acne"), "there are acme"),
         (

@@ -12,6 +12,7 @@ from metering.core.capacity import capacity, carve_out_pools
 from metering.core.costs import reach
 from metering.core.explain_capacity import CapacityCell, explain_capacity
 from metering.core.explain_closure import BASES, ClosureCell, explain_closure
+from metering.core.explain_limits import explain_exposure, explain_windows
 from metering.core.explain_margin import COLUMNS, Cell, explain_margin
 from metering.core.explain_standing import (
     Stands,
@@ -21,6 +22,7 @@ from metering.core.explain_standing import (
 )
 from metering.core.explain_words import Place
 from metering.core.flows import carve_outs
+from metering.core.limits import limit_windows
 from metering.core.margin import Margin, margin
 from metering.core.shares import customer_shares
 from metering.core.standing import balances, contract_standing
@@ -41,11 +43,13 @@ from metering.store.rollups import (
     read_usage_of,
 )
 from metering.tree import Node, total
+from workers.capacity_reports import known_pool
 from workers.closing import closure_report
+from workers.limit_reports import exposed, limited
 from workers.reports import known, usage_of_terms
 from workers.standing import charged_of
 
-REPORTS: Final = ("margin", "contracts", "balances", "capacity", "closure")
+REPORTS: Final = ("margin", "contracts", "balances", "limits", "capacity", "closure")
 #: Columns of margin that no pool takes part in.
 _WITHOUT_POOLS: Final = (
     "revenue",
@@ -247,6 +251,7 @@ def explained(
         "margin": explain_margin_cell,
         "contracts": explain_contracts_cell,
         "balances": explain_balances_cell,
+        "limits": explain_limits_cell,
         "capacity": explain_capacity_cell,
         "closure": explain_closure_cell,
     }.get(report)
@@ -435,6 +440,78 @@ def explain_balances_cell(
     stands = Stands(row["contract"], made, books, cut.until, settings.run_rate_days, place)
     tree = explain_balance(stands, row, column, settings.expiring_days)
     return Explanation(tree, provenance, f"{column} of {row['contract']} in {row['currency']}")
+
+
+#: What a cell of limits may be about; with a pool, it is of its exposure.
+_LIMIT_KEY: Final = ("plan", "contract", "customer", "limit", "holder", "held_by", "window_start")
+_EXPOSURE_KEY: Final = ("pool", "dimension", "plan", "contract", "limit", "window_minutes")
+
+
+def explain_limits_cell(
+    connection: Connection, settings: Settings, words: Sequence[str], period: Period, as_of: int | None
+) -> Explanation:
+    """Take a cell of the limits report apart, or of the exposure of a pool.
+
+    Of windows the usage of the customers under the limit is read alone.
+    """
+    names = (*_LIMIT_KEY, *(name for name in _EXPOSURE_KEY if name not in _LIMIT_KEY))
+    of_pool = any(word.startswith("pool=") for word in words)
+    where, column = parse_cell(words, names, "exposure" if of_pool else "used")
+    provenance, books = known(connection, settings, period, as_of)
+    cut = _complete(provenance)
+    place = _placed(connection, provenance)
+    about = " ".join(word for word in words if "=" in word) or "all limits"
+    title = f"{column} of {about}"
+    if of_pool:
+        pool = str(where["pool"])
+        rows, burn = exposed(connection, books, provenance, pool, known_pool(pool, books))
+        row = _one_row(rows, _EXPOSURE_KEY, where, "limits", period)
+        return Explanation(explain_exposure(rows, burn, books, cut, row, column, place), provenance, title)
+    limits = books.limits
+    for name in ("plan", "contract", "customer", "limit", "holder"):
+        if name in where:
+            limits = limits.filter(pl.col(name).eq_missing(pl.lit(where[name], dtype=pl.String)))
+    read = limited(connection, books, provenance, limits["customer"].unique().sort().to_list())
+    assert provenance.complete_until is not None, "a cut that is not empty is complete until some time"
+    windows = limit_windows(
+        read.usage, read.refused, _limits_of(books, limits), cut, provenance.complete_until
+    )
+    mine = windows.join(limits.select("contract", "limit").unique(), on=["contract", "limit"], how="semi")
+    met = mine.filter(_met(mine, where))
+    if met.is_empty():
+        raise BadInput(f"limits: no window of {about} in {period.name}; {_there(mine, books, where)}")
+    return Explanation(explain_windows(met, read.usage, books, column, place), provenance, title)
+
+
+def _limits_of(books: Books, chosen: pl.DataFrame) -> Books:
+    """The books with the limits of some customers alone: a refusal may be of any limit of its customer."""
+    customers = chosen["customer"].unique().implode()
+    return replace(books, limits=books.limits.filter(pl.col("customer").is_in(customers)))
+
+
+def _met(rows: pl.DataFrame, where: Mapping[str, str | None]) -> pl.Series:
+    """Whether each row is what a cell is about."""
+    values = rows.select(list(where))
+    return (
+        pl.Series(
+            [all(_meets(row[name], where[name]) for name in where) for row in values.iter_rows(named=True)],
+            dtype=pl.Boolean,
+        )
+        if where
+        else pl.Series([True] * rows.height, dtype=pl.Boolean)
+    )
+
+
+def _there(windows: pl.DataFrame, books: Books, where: Mapping[str, str | None]) -> str:
+    """What a cell of limits could have been about: the values of the first name that nothing meets."""
+    for name, value in where.items():
+        values = (windows if windows.height else books.limits).get_column(
+            name, default=pl.Series(dtype=pl.String)
+        )
+        told = [_written(each) if each is not None else "-" for each in values.unique().sort(nulls_last=True)]
+        if (value or "-") not in told:
+            return f"{name} may be {_some(told)}"
+    return "those limits were not used, and turned nobody away"
 
 
 def _complete(provenance: Provenance) -> Period:

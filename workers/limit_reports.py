@@ -1,6 +1,6 @@
 """The report of limits: how much of them was used, where they bind, whom they turn away, and what they promise."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -44,10 +44,16 @@ class Limited:
     refused: pl.DataFrame
 
 
-def limited(connection: Connection, books: Books, provenance: Provenance) -> Limited:
-    """Read what the windows need that touch a report's cut; nothing where no limit is in force in it."""
+def limited(
+    connection: Connection, books: Books, provenance: Provenance, customers: Sequence[str] | None = None
+) -> Limited:
+    """Read what the windows need that touch a report's cut; nothing where no limit is in force in it.
+
+    customers: only what they used; None: all who have limits.
+    """
     reach = limit_reach(books.limits, provenance.cut, provenance.complete_until)
-    customers = books.limits["customer"].unique().sort().to_list()
+    if customers is None:
+        customers = books.limits["customer"].unique().sort().to_list()
     if not customers:
         return Limited(reach, LIMIT_USAGE.empty(), LIMIT_REFUSED.empty())
     span = (reach.start, reach.until, provenance.watermark_id)
@@ -73,19 +79,7 @@ def exposure_report(
     """What a pool would burn if every holder used its limit. BadInput names the pools where there is none such."""
     provenance, books = known(connection, settings, period, as_of)
     pools = known_pool(pool, books)
-    cut = provenance.cut
-    read = limited(connection, books, provenance)
-    usage = read_usage(connection, cut.start, cut.until, provenance.watermark_id)
-    pool_usage = read_pool_usage(connection, cut.start, cut.until, provenance.watermark_id, pools)
-    minutes = capacity(pool_usage, books, cut)
-    here = pl.col("pool") == pool
-    rows = exposure(
-        read.usage,
-        limit_burn(usage, books, cut).filter(here),
-        pl.concat([minutes.utilization, minutes.carve_outs]).filter(here),
-        books,
-        cut,
-    )
+    rows, _ = exposed(connection, books, provenance, pool, pools)
     burned = ("exposure", "available", "peak")
     rows = rows.with_columns(
         in_burn_units(pl.col(name), pl.col("denominator")).alias(name) for name in burned
@@ -109,6 +103,21 @@ def exposure_report(
         shown=rows.with_columns(nobodys),
         null_texts={**_NULLS, "limit": "(all together)"},
     )
+
+
+def exposed(
+    connection: Connection, books: Books, provenance: Provenance, pool: str, pools: Sequence[str] | None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """(results.EXPOSURE, results.LIMIT_BURN) of a pool (with those whose carve-out it is) up to a report's cut."""
+    cut = provenance.cut
+    read = limited(connection, books, provenance)
+    usage = read_usage(connection, cut.start, cut.until, provenance.watermark_id)
+    pool_usage = read_pool_usage(connection, cut.start, cut.until, provenance.watermark_id, pools)
+    minutes = capacity(pool_usage, books, cut)
+    here = pl.col("pool") == pool
+    burn = limit_burn(usage, books, cut).filter(here)
+    utilization = pl.concat([minutes.utilization, minutes.carve_outs]).filter(here)
+    return exposure(read.usage, burn, utilization, books, cut), burn
 
 
 def _exposure_notes(rows: pl.DataFrame) -> list[str]:

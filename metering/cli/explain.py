@@ -12,7 +12,8 @@ from metering.cli.reports import AsOf, PeriodOption, read_period
 
 def explain(
     report: Annotated[
-        str, typer.Argument(metavar="REPORT", help="margin, contracts, balances, capacity or closure.")
+        str,
+        typer.Argument(metavar="REPORT", help="margin, contracts, balances, limits, capacity or closure."),
     ],
     cell: Annotated[
         list[str] | None,

@@ -72,8 +72,10 @@ def _largest(node: Node) -> tuple[Node, ...]:
     order = sorted(range(len(node.children)), key=lambda place: -abs(node.children[place].amount))
     kept = {*order[: _SHOWN_MAX - 1]}
     rest = [part for place, part in enumerate(node.children) if place not in kept]
+    least = min(abs(node.children[place].amount) for place in kept)
+    which = "smaller" if all(abs(part.amount) < least for part in rest) else "more"
     other = Node(
-        f"and {len(rest):,} smaller", sum(part.amount for part in rest), node.per, node.unit, _common(rest)
+        f"and {len(rest):,} {which}", sum(part.amount for part in rest), node.per, node.unit, _common(rest)
     )
     return (*(part for place, part in enumerate(node.children) if place in kept), other)
 
@@ -85,7 +87,7 @@ def _common(parts: Sequence[Node]) -> str:
 
 def _lines(node: Node, level: int, width: int, depth: int | None) -> Iterator[str]:
     margin = " " * (_INDENT * level)
-    amount = f"{_amount(node)} {node.unit}"
+    amount = f"{_amount(node)} {_unit(node)}"
     name = printable(node.name)
     room = width - len(margin) - len(amount) - 1
     if len(name) > room:
@@ -118,6 +120,12 @@ def _amount(node: Node) -> str:
     if node.per != RATIO_PER and node.amount % node.per == 0:
         return f"{node.amount // node.per:,}"
     return f"{node.value:,.6f}" if node.per == RATIO_PER else f"{node.value:,.3f}"
+
+
+def _unit(node: Node) -> str:
+    """The unit, in the singular of one; `ms` has none."""
+    one = node.amount == node.per and node.per != MONEY_PER and node.unit.endswith("s") and node.unit != "ms"
+    return node.unit[:-1] if one else node.unit
 
 
 def to_json(tree: Node, provenance: Provenance, report: str, cell: str, batches: Node | None = None) -> str:
