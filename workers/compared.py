@@ -11,7 +11,7 @@ from typing import Final
 import polars as pl
 
 from metering.catalog.scenarios import Scenario
-from metering.core.demand import Filled
+from metering.core.extra_demand import Filled
 from metering.core.losses import losses
 from metering.core.margin import Margin
 from metering.core.windows import in_burn_units

@@ -22,7 +22,8 @@ from metering.catalog.scenarios import (
 )
 from metering.catalog.terms import Contract, Plan
 from metering.core import demand
-from metering.core.demand import Filled, HeldBack, filled, held_back
+from metering.core.extra_demand import Filled, filled
+from metering.core.held_back import HeldBack, held_back, with_limits
 from metering.core.limits import limit_windows, raised
 from metering.core.scenario import Traffic
 from metering.delivery.report import Provenance
@@ -102,7 +103,7 @@ def books_with(placed: PlacedChange, books: Books, objects: CatalogObjects, star
     """The books with one change of demand made, from its date or the start of the period."""
     change = placed.change
     if isinstance(change, RaiseLimits):
-        after, chosen = demand.with_limits(
+        after, chosen = with_limits(
             books, change.factor, plan=change.plan, contract=change.contract, limit=change.limit
         )
         if not chosen.height:
@@ -209,7 +210,7 @@ def raised_limits(
         stay = stay.filter(~pl.col("customer").is_in(gone) | (pl.col("binding_from") < since))
     parts = [RAISED.empty()]
     for change in changes:
-        _, chosen = demand.with_limits(
+        _, chosen = with_limits(
             books, change.factor, plan=change.plan, contract=change.contract, limit=change.limit
         )
         rows = stay.join(chosen.select(of).unique(), on=of, how="semi")

@@ -10,14 +10,9 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering.core.capacity import capacity
-from metering.core.limits import (
-    exposure,
-    limit_burn,
-    limit_reach,
-    limit_windows,
-    summarise_limits,
-    unlimited_refusals,
-)
+from metering.core.exposure import exposure, limit_burn
+from metering.core.limit_refusals import unlimited_refusals
+from metering.core.limits import limit_reach, limit_windows, summarise_limits
 from metering.core.windows import in_burn_units
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, choose_by, select

@@ -36,7 +36,7 @@ from metering.catalog.supply import Burndown, CapacityContract
 from metering.core import scenario as suppose
 from metering.core.capacity import capacity
 from metering.core.costs import reach
-from metering.core.demand import Filled
+from metering.core.extra_demand import Filled
 from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, Which, settled, without_bills
 from metering.frames import Books

@@ -7,20 +7,9 @@ from decimal import Decimal
 import polars as pl
 
 from metering.core.capacity import capacity
-from metering.core.demand import (
-    Extra,
-    Filled,
-    HeldBack,
-    filled,
-    held_back,
-    lost,
-    on_plan,
-    repriced,
-    with_customer,
-    with_limits,
-    without_customer,
-    won,
-)
+from metering.core.demand import lost, on_plan, repriced, with_customer, without_customer, won
+from metering.core.extra_demand import Extra, Filled, filled
+from metering.core.held_back import HeldBack, held_back, with_limits
 from metering.core.limits import limit_windows, raised
 from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, settled

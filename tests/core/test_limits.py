@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metering.core.limits import (
-    exposure,
-    limit_burn,
-    limit_reach,
-    limit_windows,
-    raised,
-    summarise_limits,
-    unlimited_refusals,
-)
+from metering.core.exposure import exposure, limit_burn
+from metering.core.limit_refusals import unlimited_refusals
+from metering.core.limits import limit_reach, limit_windows, raised, summarise_limits
 from metering.errors import BadInput
 from metering.frames import (
     CAPACITY_STEPS,

@@ -1,0 +1,255 @@
+"""What raised limits would let through: extra demand of holders whom a limit held back, between two bounds."""
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Final
+
+import polars as pl
+
+from metering.core.extra_demand import Extra, spread
+from metering.frames import (
+    DIMENSIONS,
+    INSTANT,
+    SUM,
+    SUMS,
+    Books,
+)
+from metering.money import decimal_to_quanta
+
+_ONE: Final = 10**12
+_QUANTITIES: Final = tuple(SUMS)
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """What holders of raised limits might have used more, between two bounds.
+
+    unmixed: binding windows in which nothing was used, so that nobody knows of what the extra would have been.
+    """
+
+    low: Extra
+    high: Extra
+    unmixed: int
+
+
+def with_limits(
+    books: Books,
+    factor: Decimal,
+    *,
+    plan: str | None = None,
+    contract: str | None = None,
+    limit: str | None = None,
+) -> tuple[Books, pl.DataFrame]:
+    """The books with limits raised: (books, their limits as they were). None: of every plan, contract, name."""
+    said = (("plan", plan), ("contract", contract), ("limit", limit))
+    named = [pl.col(column) == name for column, name in said if name is not None]
+    chosen = pl.all_horizontal(pl.lit(value=True), *named).fill_null(value=False)
+    quantity = (pl.col("quantity").cast(SUM) * pl.lit(decimal_to_quanta(factor), dtype=SUM)) // _ONE
+    limits = books.limits.with_columns(
+        pl.when(chosen).then(quantity.cast(pl.Int64)).otherwise("quantity").alias("quantity")
+    )
+    return replace(books, limits=limits), books.limits.filter(chosen)
+
+
+def held_back(
+    windows: pl.DataFrame,
+    more: pl.DataFrame,
+    used: pl.DataFrame,
+    books: Books,
+    after: Books,
+) -> HeldBack:
+    """The extra demand of raised limits.
+
+    windows: results.LIMIT_WINDOWS of all limits; more: results.RAISED of those that are raised; used:
+    frames.HELD_USAGE of the windows in `more`; books, after: the limits as they are, and raised. In every window
+
+        extra of a series and meter = used x extra / weighted use, rounded down
+
+    so that the extra is the mix of the holder's own use in that window. It lies evenly on the minutes from the first
+    in which the window was binding to its end (whole units, the first minutes one more). Where a holder is under
+    several limits nothing counts twice: a longer window takes the extra of the shorter ones within it for its own,
+    and where it has less room (its new quantity less what was used; its raise, if it was binding) than they would
+    use, they use as much less, in proportion.
+    """
+    of = ["customer", "contract", "limit"]
+    new = after.limits.select(*of, "effective_from", pl.col("quantity").alias("_quantity"))
+    limits = books.limits.join(
+        new, on=[*of, "effective_from"], validate="1:1", maintain_order="left"
+    ).with_row_index("_limit")
+
+    def numbered(frame: pl.DataFrame) -> pl.DataFrame:
+        found = frame.join(
+            limits.select(
+                *of,
+                "_limit",
+                "_quantity",
+                "effective_from",
+                "effective_until",
+                pl.col("holder").alias("_holder"),
+            ),
+            on=of,
+        )
+        ended = pl.col("effective_until") <= pl.col("window_start")
+        # a window that began before its limit did is one of its use until now
+        return (
+            found.filter((pl.col("effective_from") < pl.col("window_until")) & ~ended.fill_null(value=False))
+            .sort("effective_from")
+            .unique([*of, "held_by", "window_start"], keep="last", maintain_order=True)
+        )
+
+    chosen = numbered(more).with_row_index("_window")
+    uses = _uses(used, chosen, limits, books)
+    weighed = uses.group_by("_window").agg(pl.col("_weighed").sum().alias("_used"))
+    told = chosen.join(weighed.filter(pl.col("_used") > 0), on="_window", validate="1:1")
+    mix = uses.drop("_weighed").group_by("_window", *DIMENSIONS).agg(pl.col(*_QUANTITIES).sum())
+    rooms = numbered(windows).join(
+        more.select(*of, "held_by", "window_start", pl.lit(value=True).alias("_raised")),
+        on=[*of, "held_by", "window_start"],
+        how="left",
+        validate="1:1",
+    )
+    bounds = [spread(_bounded(told, mix, rooms, books, bound)) for bound in ("low", "high")]
+    return HeldBack(bounds[0], bounds[1], chosen.height - told.height)
+
+
+def _uses(used: pl.DataFrame, chosen: pl.DataFrame, limits: pl.DataFrame, books: Books) -> pl.DataFrame:
+    """What was used in each window that is chosen, as it counts: rows of `used` with `_window` and `_weighed`."""
+    rows = used.filter(
+        (pl.col("counts_for") == "charge_and_cost")
+        & pl.col("customer").is_in(chosen["customer"].unique().implode())
+    )
+    some = limits.join(chosen.select("_limit").unique(), on="_limit", how="semi")
+    held = rows.join(some.select("customer", "contract", "limit", "_limit", "holder", "items"), on="customer")
+    holder = pl.col("holder")
+    held = held.filter(
+        (pl.col("items").list.len() == 0) | pl.col("items").list.contains(pl.col("product"))
+    ).with_columns(
+        pl.when(holder == "customer")
+        .then("customer")
+        .when(holder == "project")
+        .then("project")
+        .otherwise("seat")
+        .alias("held_by")
+    )
+    spans = chosen.select("_limit", "held_by", "_window", "window_start", "window_until").sort("window_start")
+    held = held.sort("minute").join_asof(
+        spans,
+        left_on="minute",
+        right_on="window_start",
+        by=["_limit", "held_by"],
+        strategy="backward",
+        check_sortedness=False,
+    )
+    held = held.filter(pl.col("minute") < pl.col("window_until"))
+    return _weighed(held, books).select("_window", *DIMENSIONS, *_QUANTITIES, "_weighed")
+
+
+def _weighed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:
+    """Rows of a contract's limit with what they weigh of it, as numerators: `_weighed`."""
+    weights = books.limit_weights.pivot("meter", index=["contract", "limit"], values="weight")
+    named = {name: f"_weight_{name}" for name in _QUANTITIES if name in weights.columns}
+    weights = weights.select(
+        "contract", "limit", *(pl.col(a).fill_null(0).alias(b) for a, b in named.items())
+    )
+    rows = rows.join(weights, on=["contract", "limit"], how="left", validate="m:1")
+    use = pl.sum_horizontal(
+        pl.lit(0, dtype=SUM), *(pl.col(a) * pl.col(b).fill_null(0).cast(SUM) for a, b in named.items())
+    )
+    return rows.with_columns(use.cast(SUM).alias("_weighed")).drop(list(named.values()))
+
+
+def _bounded(
+    told: pl.DataFrame, mix: pl.DataFrame, rooms: pl.DataFrame, books: Books, bound: str
+) -> pl.DataFrame:
+    """Extra quantities by window and series, with `binding_from`, `window_until`: limit by limit, shortest first."""
+    extra = f"extra_{bound}"
+    order = rooms.select("window_minutes", "limit").unique().sort("window_minutes", "limit")
+    who = ["customer", "_holder", "held_by"]
+    done = mix.clear().with_columns(
+        *(pl.lit(None, dtype=pl.String).alias(name) for name in who),
+        pl.lit(None, dtype=INSTANT).alias("binding_from"),
+        pl.lit(None, dtype=INSTANT).alias("window_until"),
+    )
+    for minutes, limit in order.iter_rows():
+        of = rooms.filter((pl.col("window_minutes") == minutes) & (pl.col("limit") == limit)).with_row_index(
+            "_room"
+        )
+        inner = _inside(done.with_row_index("_row"), of, books)
+        sums = inner.group_by("_room").agg(pl.col("_weighed").sum().alias("_inner"))
+        # what fits into these windows of what shorter ones would use more
+        new = pl.col("_quantity").cast(SUM) * pl.col("denominator").cast(SUM)
+        old = pl.col("quantity").cast(SUM) * pl.col("denominator").cast(SUM)
+        fits = pl.when(pl.col("_raised")).then(new - old)
+        full = of.join(sums, on="_room", validate="1:1").with_columns(
+            fits.otherwise(pl.max_horizontal(new - pl.col("used"), pl.lit(0, dtype=SUM))).alias("_fits")
+        )
+        cut = full.filter(pl.col("_inner") > pl.col("_fits"))
+        squeezed = inner.join(cut.select("_room", "_inner", "_fits"), on="_room", validate="m:1")
+        shares = squeezed.unique("_row", keep="first").select("_row", "_inner", "_fits")
+        done = (
+            done.with_row_index("_row")
+            .join(shares, on="_row", how="left", validate="1:1")
+            .with_columns(
+                pl.when(pl.col("_inner").is_not_null())
+                .then(pl.col(name) * pl.col("_fits") // pl.col("_inner"))
+                .otherwise(pl.col(name))
+                .alias(name)
+                for name in _QUANTITIES
+            )
+            .select(done.columns)
+        )
+        key = ["customer", "contract", "limit", "held_by", "window_start"]
+        mine = told.join(of.select(*key, "_room"), on=key, validate="1:1").join(
+            full.select("_room", pl.min_horizontal("_inner", "_fits").alias("_inner")),
+            on="_room",
+            how="left",
+            validate="1:1",
+        )
+        own = pl.max_horizontal(
+            pl.col(extra) - pl.col("_inner").fill_null(pl.lit(0, dtype=SUM)), pl.lit(0, dtype=SUM)
+        )
+        mine = mine.select("_window", *who, "binding_from", "window_until", own.alias("_extra"), "_used")
+        more = mix.join(mine, on="_window", validate="m:1").with_columns(
+            (pl.col(name) * pl.col("_extra") // pl.col("_used")).alias(name) for name in _QUANTITIES
+        )
+        done = pl.concat([done, more.select(done.columns)]).filter(
+            pl.any_horizontal(pl.col(name) != 0 for name in _QUANTITIES)
+        )
+    return done
+
+
+def _inside(extra: pl.DataFrame, rooms: pl.DataFrame, books: Books) -> pl.DataFrame:
+    """Which extra (`_row`) begins in which window (`_room`) of its holder or customer, and what it weighs there."""
+    spans = rooms.select(
+        *("customer", "contract", "limit", "_room", "_limit", "_holder", "held_by"),
+        pl.col("window_start").alias("_from"),
+        pl.col("window_until").alias("_to"),
+    ).sort("_from")
+    extra = extra.sort("binding_from")
+
+    def begun(rows: pl.DataFrame, rooms: pl.DataFrame, by: list[str]) -> pl.DataFrame:
+        # windows of one holder do not overlap
+        found = rows.join_asof(
+            rooms,
+            left_on="binding_from",
+            right_on="_from",
+            by=by,
+            strategy="backward",
+            check_sortedness=False,
+        )
+        return found.filter(pl.col("binding_from") < pl.col("_to"))
+
+    customers = pl.col("_holder") == "customer"
+    whose = spans.filter(customers).drop("_holder", "held_by")
+    rows = pl.concat(
+        [
+            begun(extra, spans, ["customer", "_holder", "held_by"]),
+            begun(extra.filter(~customers), whose, ["customer"]),
+        ],
+        how="diagonal",
+    )
+    items = books.limits.with_row_index("_limit").select("_limit", "items")
+    rows = rows.join(items, on="_limit", validate="m:1").filter(
+        (pl.col("items").list.len() == 0) | pl.col("items").list.contains(pl.col("product"))
+    )
+    return _weighed(rows, books).select("_row", "_room", "_weighed")
