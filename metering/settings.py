@@ -138,6 +138,9 @@ class Settings(BaseSettings):
     )
     adjustments_max: int = Field(10_000, ge=1, description="most adjustments in one file")
     bill_lines_max: int = Field(100_000, ge=1, description="most lines in one file of suppliers' bills")
+    bill_months_before_max: int = Field(
+        1, ge=0, description="months before the first one with usage to which a bill may be posted"
+    )
     evaluate_interval_seconds: float = Field(
         60.0, gt=0, description="how often the alert rules are evaluated"
     )

@@ -15,6 +15,7 @@ from metering.store.bills import read_bill_lines
 from metering.store.verify import verify
 from tests.ledger_builder import Event, Ledger
 from tests.test_as_of import apply
+from workers import fold
 
 CATALOG = """
 models:
@@ -126,6 +127,14 @@ def test_a_document_enters_once_is_corrected_by_revisions_and_a_closed_month_tak
 
     intake = ledger.intake(seen_until="2025-04-02T00:00:00")
     ledger.batch(intake, [Event("2025-02-28T10:00:00", (0, 10))])
+    fold.run(until_idle=True, settings=settings)
+    # a wrong year would have to be closed month by month: the month before the first usage is the first to post to
+    for month, taken in (("2024-12", False), ("2025-01", True)):
+        typo = ",posted_month\n" + credit.replace("N-1", "N-0") + f",{month}"
+        said = told(run("--dry-run", rows=(typo,))) if not taken else run("--dry-run", rows=(typo,)).stderr
+        assert taken != (
+            f"posted_month {month} lies before 2025-01, and there is no usage until later" in said
+        )
     before = state(ledger)
     assert "2025-03 cannot be closed: 2025-02 comes first" in told(close("2025-03"))
     assert "2025-01 cannot be closed: 2025-02 is the first month with anything in it" in told(

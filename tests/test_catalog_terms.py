@@ -259,6 +259,14 @@ BAD: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        "zone: America/New_York, months: 3",
+        "zone: localtime, months: 3",  # on another machine another time
+        [
+            "48: contracts[1].billing.zone: 'localtime': is not a time zone; write one such as "
+            "Europe/Berlin or UTC",
+        ],
+    ),
+    (
         'from: "22:00"',
         'from: "22:10"',
         [

@@ -66,6 +66,8 @@ LANDS = {
         {"input_tokens": 30, "input_tokens_details": {"cached_tokens": 30}, "output_tokens": 20, "output_tokens_details": {"reasoning_tokens": 20}} -> read 30, reasoning 20
         {"input_tokens": 30, "input_tokens_details": {"cached_tokens": null}, "output_tokens": 20, "output_tokens_details": null} -> uncached 30, output 20
         {"input_tokens": 30, "input_tokens_details": {"text_tokens": 10, "image_tokens": 20}, "output_tokens": 20, "output_tokens_details": {"image_tokens": 20}} -> uncached 10, image_in 20, image_out 20
+        {"total_tokens": 230, "input_tokens": 130, "output_tokens": 100, "input_token_details": {"text_tokens": 90, "audio_tokens": 40, "cached_tokens": 70, "cached_tokens_details": {"text_tokens": 45, "audio_tokens": 25}}, "output_token_details": {"text_tokens": 20, "audio_tokens": 80}} -> uncached 45, audio_in 15, read 70, output 20, audio_out 80
+        {"input_tokens": 130, "output_tokens": 0, "input_tokens_details": {"audio_tokens": 40, "image_tokens": 30, "cached_tokens": 70, "cached_tokens_details": {"text_tokens": 60, "audio_tokens": null}}} -> audio_in 40, image_in 20, read 70
     """,
     "gemini": """
         {"promptTokenCount": 10, "candidatesTokenCount": 5, "totalTokenCount": 15} -> uncached 10, output 5
@@ -122,6 +124,9 @@ REFUSED = {
     "openai_responses": """
         {"input_tokens": 29, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 30}} -> counts_contradict data.usage.input_tokens in data.usage input_tokens (29) is less than input_tokens_details.cached_tokens (30) inside it
         {"input_tokens": 0, "output_tokens": 19, "output_tokens_details": {"reasoning_tokens": 20}} -> counts_contradict data.usage.output_tokens in data.usage output_tokens (19) is less than output_tokens_details.reasoning_tokens (20) inside it
+        {"input_tokens": 9, "output_tokens": 0, "input_tokens_details": {"cached_tokens": 3}, "input_token_details": {"cached_tokens": 4}} -> counts_contradict data.usage.input_tokens_details in data.usage input_tokens_details and input_token_details say different things; send one of them
+        {"input_tokens": 9, "output_tokens": 0, "input_tokens_details": {"audio_tokens": 3, "cached_tokens": 5, "cached_tokens_details": {"audio_tokens": 4}}} -> counts_contradict data.usage.input_tokens_details.audio_tokens in data.usage input_tokens_details.audio_tokens (3) is less than input_tokens_details.cached_tokens_details.audio_tokens (4) inside it
+        {"input_tokens": 9, "output_tokens": 0, "input_tokens_details": {"audio_tokens": 6, "cached_tokens": 3, "cached_tokens_details": {"audio_tokens": 4}}} -> counts_contradict data.usage.input_tokens_details.cached_tokens in data.usage input_tokens_details.cached_tokens (3) is less than input_tokens_details.cached_tokens_details.audio_tokens (4) inside it
         {"input_tokens": 1, "output_tokens": 2, "total_tokens": 0} -> counts_contradict data.usage.total_tokens in data.usage total_tokens (0) is not input_tokens (1) + output_tokens (2)
     """,
     "gemini": """

@@ -16,7 +16,7 @@ from metering.bills.revisions import Change, changes
 from metering.catalog.documents import Fault
 from metering.errors import BadInput, Fenced, Unavailable
 from metering.frames import Books
-from metering.periods import next_month_start
+from metering.periods import DAY, next_month_start
 from metering.settings import Settings
 from metering.store import bills, periods, positions, postgres
 from metering.store.books import latest_revision, read_books
@@ -114,9 +114,13 @@ def plan(
     """Compare documents with what was entered; changes nothing."""
     planned, refusals, notes = [], [], []
     first_open = periods.first_open_month(connection)
+    earliest = periods.first_month_of_usage(connection)
+    if earliest is not None:
+        for _ in range(settings.bill_months_before_max):
+            earliest = (earliest - DAY).replace(day=1)
     for bill in documents:
         known = bills.revisions(connection, bill.supplier, bill.document)
-        one, refused = _planned(bill, known, first_open, correction=correction, now=now)
+        one, refused = _planned(bill, known, first_open, earliest, correction=correction, now=now)
         planned.append(one)
         refusals += refused
         notes += _missing_rates(bill, books, settings.reporting_currency)
@@ -124,7 +128,13 @@ def plan(
 
 
 def _planned(
-    bill: Bill, known: Sequence[bills.Entered], first_open: date | None, *, correction: bool, now: datetime
+    bill: Bill,
+    known: Sequence[bills.Entered],
+    first_open: date | None,
+    earliest: date | None,
+    *,
+    correction: bool,
+    now: datetime,
 ) -> tuple[Planned, list[str]]:
     before = known[-1] if known else None
     if before is not None:
@@ -157,6 +167,13 @@ def _planned(
         refused.append(
             f"{bill.name}: posted_month {month:%Y-%m} is closed, and takes no postings; the first open month is "
             f"{first_open:%Y-%m}"
+        )
+    elif before is None and earliest is not None and month < earliest:
+        # months are closed one after the other from the first with a bill: a wrong year is years of closing
+        refused.append(
+            f"{bill.name}: posted_month {month:%Y-%m} lies before {earliest:%Y-%m}, and there is no usage until later "
+            "(METERING_BILL_MONTHS_BEFORE_MAX): correct the year of posted_month or of the service, or give the month "
+            "in which the bill came as posted_month"
         )
     elif before is not None and month < before.posted_month:
         refused.append(

@@ -67,10 +67,19 @@ class AnthropicMessages(AnthropicTokens):
     service_tier: str | None = None
 
 
+class CachedDetails(_Struct):
+    """What OpenAI's cached tokens are of."""
+
+    text_tokens: _Said = None
+    audio_tokens: _Said = None
+    image_tokens: _Said = None
+
+
 class InputDetails(_Struct):
     """What stands inside OpenAI's input."""
 
     cached_tokens: _Said = None
+    cached_tokens_details: CachedDetails | None = None
     cache_write_tokens: _Said = None
     text_tokens: _Said = None
     audio_tokens: _Said = None
@@ -99,13 +108,15 @@ class OpenAIChat(_Struct):
 
 
 class OpenAIResponses(_Struct):
-    """`usage` of a response: as of a chat completion, under other names."""
+    """`usage` of a response: as of a chat completion, under other names. Of speech the details are `token_details`."""
 
     input_tokens: _Quantity
     output_tokens: _Quantity
     total_tokens: _Said = None
     input_tokens_details: InputDetails | None = None
     output_tokens_details: OutputDetails | None = None
+    input_token_details: InputDetails | None = None
+    output_token_details: OutputDetails | None = None
 
 
 class ModalityCount(_Struct):
@@ -247,19 +258,28 @@ def _anthropic_writes(where: str, usage: AnthropicTokens) -> tuple[int, int]:
 def _openai(
     names: tuple[str, str],
     counts: tuple[int, int, int | None],
-    inner: InputDetails | None,
-    outer: OutputDetails | None,
+    inner: tuple[str, InputDetails | None],
+    outer: tuple[str, OutputDetails | None],
 ) -> Counts:
     (sent_name, answered_name), (sent, answered, total) = names, counts
-    into, out = inner or InputDetails(), outer or OutputDetails()
-    of_input, of_output = f"{sent_name}_details", f"{answered_name}_details"
+    of_input, of_output = inner[0], outer[0]
+    into, out = inner[1] or InputDetails(), outer[1] or OutputDetails()
     read, written = into.cached_tokens or 0, into.cache_write_tokens or 0
     audio, images = into.audio_tokens or 0, into.image_tokens or 0
     cached = ((f"{of_input}.cached_tokens", read), (f"{of_input}.cache_write_tokens", written))
     fresh = _inside((sent_name, sent), cached)
     kinds = ((f"{of_input}.audio_tokens", audio), (f"{of_input}.image_tokens", images))
     _inside((sent_name, sent), kinds)
-    # how much of the audio was cached it does not say: text is cached first
+    of_cached = into.cached_tokens_details or CachedDetails()
+    held = f"{of_input}.cached_tokens_details"
+    read_kinds = [
+        (f"{held}.{kind}_tokens", getattr(of_cached, f"{kind}_tokens") or 0)
+        for kind in ("text", "audio", "image")
+    ]
+    _inside(cached[0], read_kinds)
+    audio = _inside(kinds[0], read_kinds[1:2])
+    images = _inside(kinds[1], read_kinds[2:])
+    # where it does not say what was cached, text was first
     audio = min(audio, fresh)
     images = min(images, fresh - audio)
     reasoning = out.reasoning_tokens or 0
@@ -292,8 +312,8 @@ def _openai_chat(usage: OpenAIChat) -> Counts:
     return _openai(
         ("prompt_tokens", "completion_tokens"),
         (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens),
-        usage.prompt_tokens_details,
-        usage.completion_tokens_details,
+        ("prompt_tokens_details", usage.prompt_tokens_details),
+        ("completion_tokens_details", usage.completion_tokens_details),
     )
 
 
@@ -301,9 +321,17 @@ def _openai_responses(usage: OpenAIResponses) -> Counts:
     return _openai(
         ("input_tokens", "output_tokens"),
         (usage.input_tokens, usage.output_tokens, usage.total_tokens),
-        usage.input_tokens_details,
-        usage.output_tokens_details,
+        _one_of(usage, "input_tokens_details", "input_token_details"),
+        _one_of(usage, "output_tokens_details", "output_token_details"),
     )
+
+
+def _one_of(usage: _Struct, first: str, second: str) -> tuple[str, Any]:
+    """A field that has two names, under the one that it was sent by."""
+    one, other = getattr(usage, first), getattr(usage, second)
+    if one is not None and other is not None and one != other:
+        raise _Contradiction(first, f"{first} and {second} say different things; send one of them")
+    return (first, one) if other is None else (second, other)
 
 
 _MODALITIES: Final = {"AUDIO": "audio", "IMAGE": "image", "VIDEO": "image"}

@@ -55,6 +55,14 @@ def first_month(connection: Connection) -> date | None:
     return None if first is None else date(first.year, first.month, 1)
 
 
+def first_month_of_usage(connection: Connection) -> date | None:
+    """The first month with usage; None where there is none yet."""
+    first = connection.execute(
+        text("SELECT (min(quarter_start) AT TIME ZONE 'UTC')::date FROM usage_quarters")
+    ).scalar_one()
+    return None if first is None else date(first.year, first.month, 1)
+
+
 def months_before(connection: Connection, month: date) -> list[date]:
     """The months before this one from the first with usage, or with service that a bill is for."""
     first = connection.execute(
