@@ -94,6 +94,24 @@ DIMENSIONS: Final = {
 }
 SUMS: Final = {"requests": SUM, **dict.fromkeys(METERS, SUM)}
 
+
+@dataclass(frozen=True)
+class Identified:
+    """`series`: series_id and the dimensions, ids ascending in the order of the dimensions (nulls first).
+
+    `rows`: the other columns and series_id. The order of two ids never depends on which other series are there,
+    so a tie broken by series_id is broken alike in every period. Sums are SUM, or of 64 bits where each fits.
+    """
+
+    series: pl.DataFrame
+    rows: pl.DataFrame
+
+    def told(self, declared: Frame) -> pl.DataFrame:
+        """The rows with their dimensions as text, in the columns of `declared`."""
+        named = self.rows.join(self.series, on="series_id", how="left", validate="m:1", maintain_order="left")
+        return named.select(pl.col(name).cast(dtype) for name, dtype in declared.columns.items())
+
+
 #: Usage per quarter hour and series: what money is computed from.
 USAGE: Final = Frame(
     "USAGE",

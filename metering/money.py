@@ -114,11 +114,18 @@ def split_largest_remainder(
         )
         assert frame.select(pl.col(total).abs().max() < 2**120).item(), total
         refuse_beyond(frame, "_weights", WEIGHTS_MAX, f"such {weight} cannot be split exactly")
-    heavy = frame.height > 0 and frame.select(pl.col("_weights").max() > EXACT_MAX).item()
-    whole = pl.col(total).abs()
-    quotient, remainder = multiply_divide(
-        whole, pl.col(weight), pl.col("_weights"), limb_bits=20 if heavy else 40
+    most = (
+        frame.select(pl.col(total).abs().max(), pl.col("_weights").max()).row(0) if frame.height else (0, 0)
     )
+    whole = pl.col(total).abs()
+    if (most[0] or 0) * (most[1] or 0) < 2**126:
+        product = whole * pl.col(weight)
+        quotient, remainder = product // pl.col("_weights"), product % pl.col("_weights")
+    else:
+        heavy = most[1] > EXACT_MAX
+        quotient, remainder = multiply_divide(
+            whole, pl.col(weight), pl.col("_weights"), limb_bits=20 if heavy else 40
+        )
     rows = frame.with_columns(quotient.alias("_floor"), remainder.alias("_remainder")).sort(
         [*group, "_remainder", *tie_break],
         descending=[False] * len(group) + [True] + [False] * len(tie_break),

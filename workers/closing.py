@@ -17,7 +17,7 @@ from metering.delivery import columns
 from metering.delivery.report import Column, Provenance, Report, instant, select
 from metering.delivery.tables import money
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames import USAGE, Books
 from metering.money import ratio as exact_ratio
 from metering.money import to_quanta
 from metering.periods import Period
@@ -55,7 +55,7 @@ def closure_report(
         pool_customer_usage=read.pool_customer_usage,
         complete_until=provenance.complete_until,
     )
-    rated, unrated = core.rate_on_demand(read.usage, books, core.billing_slices(books, cut))
+    rated, unrated = core.rate_on_demand(read.usage.told(USAGE), books, core.billing_slices(books, cut))
     closed = core.closure(made.lines, made.supply.recognised, rated, unrated, books, cut, period)
     return ClosureReport(provenance, books, settings.reporting_currency, closed, supplier, made.lines)
 

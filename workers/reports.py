@@ -16,10 +16,11 @@ from metering.core.capacity import capacity, together
 from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
 from metering.core.deciles import plan_deciles
 from metering.core.margin import Margin, margin, summarise
+from metering.core.series import united
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, counted, select
 from metering.delivery.tables import money, ratio
-from metering.frames import POOL_CUSTOMER_USAGE, SUM, USAGE, Books
+from metering.frames import POOL_CUSTOMER_USAGE, SUM, USAGE, Books, Identified
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.money import QUANTUM
 from metering.periods import DAY, Period
@@ -31,7 +32,7 @@ from metering.store.rollups import (
     read_pool_customer_usage,
     read_pool_usage,
     read_project_usage,
-    read_usage,
+    read_usage_by_series,
     read_usage_of,
 )
 from metering.store.watermarks import read_knowledge
@@ -67,12 +68,12 @@ def known(
 
 @dataclass(frozen=True)
 class Recorded:
-    """Usage as rollups hold it, as far as the margin of a period needs it: frames USAGE, POOL_USAGE, ...
+    """Usage as rollups hold it, as far as the margin of a period needs it: USAGE by series, POOL_USAGE, ...
 
     terms_usage: of the customers under terms, since when their counters, commitments and credits began.
     """
 
-    usage: pl.DataFrame
+    usage: Identified
     pool_usage: pl.DataFrame
     pool_customer_usage: pl.DataFrame
     terms_usage: pl.DataFrame
@@ -85,19 +86,21 @@ def recorded(connection: Connection, books: Books, provenance: Provenance) -> Re
     """
     cut, as_of = provenance.cut, provenance.watermark_id
     months = reach(books, cut, provenance.complete_until)
-    usage = [read_usage(connection, cut.start, cut.until, as_of)]
+    usage = [read_usage_by_series(connection, cut.start, cut.until, as_of)]
     pool_usage = [read_pool_usage(connection, cut.start, cut.until, as_of)]
     pools = pools_by_burn(books)
     for start, until in ((months.start, cut.start), (cut.until, months.until)):
         if start < until:
-            usage.append(read_usage(connection, start, until, as_of, pools))
+            usage.append(read_usage_by_series(connection, start, until, as_of, pools))
             pool_usage.append(read_pool_usage(connection, start, until, as_of, pools))
     customers = pools_by_customer(books)
     by_customer = POOL_CUSTOMER_USAGE.empty()
     if customers:
         by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of, customers)
     of_terms = usage_of_terms(connection, books, provenance)
-    return Recorded(pl.concat(usage), pl.concat(pool_usage), by_customer, of_terms)
+    return Recorded(
+        usage[0] if len(usage) == 1 else united(usage), pl.concat(pool_usage), by_customer, of_terms
+    )
 
 
 def usage_of_terms(

@@ -82,25 +82,30 @@ def served_costs(burned: pl.DataFrame, costs: pl.DataFrame, utilization: pl.Data
     depend on the period that was asked for. (A unit cost is never formed or multiplied.)
     """
     by = list(_BY)
-    burned = burned.group_by(*by, "series_id").agg(pl.col("burn").sum()).filter(pl.col("burn") != 0)
-    _refuse_disagreement(burned, quarters(utilization))
-    served = costs.select(
-        *by, "currency", "estimated", to_quanta(pl.col("served_cost")).alias("_served")
-    ).with_row_index("_group")
+    places = burned.select(by).unique().with_row_index("_place")
+    burned = (
+        burned.join(places, on=by, validate="m:1").group_by("_place", "series_id").agg(pl.col("burn").sum())
+    )
+    burned = burned.filter(pl.col("burn") != 0)
+    _refuse_disagreement(burned, places, quarters(utilization))
+    served = costs.select(*by, "currency", "estimated", to_quanta(pl.col("served_cost")).alias("_served"))
+    served = places.join(served, on=by).with_row_index("_group")
     parts = split_largest_remainder(
-        burned.join(served, on=by),
+        burned.join(served.select("_place", "_group", "_served"), on="_place"),
         group=["_group"],
         total="_served",
         weight="burn",
         tie_break=["series_id"],
         into="cost",
     )
-    return SERVED_COST.conform(parts)
+    named = parts.select("_group", "series_id", "cost").join(served, on="_group", validate="m:1")
+    return SERVED_COST.conform(named)
 
 
-def _refuse_disagreement(burned: pl.DataFrame, quarters: pl.DataFrame) -> None:
+def _refuse_disagreement(burned: pl.DataFrame, places: pl.DataFrame, quarters: pl.DataFrame) -> None:
     by = list(_BY)
-    sums = burned.group_by(by).agg(pl.col("burn").sum().alias("by_series"))
+    sums = burned.group_by("_place").agg(pl.col("burn").sum().alias("by_series"))
+    sums = sums.join(places, on="_place", validate="1:1").drop("_place")
     odd = (
         quarters.select(*by, pl.col("burn").alias("by_minute"))
         .join(sums, on=by, how="full", coalesce=True)
@@ -112,7 +117,7 @@ def _refuse_disagreement(burned: pl.DataFrame, quarters: pl.DataFrame) -> None:
             f"usage by quarter hour and pool usage by minute disagree in {odd.row(0, named=True)}; "
             "run `metering verify`, then rebuild the rollups"
         )
-    negative = burned.filter(pl.col("burn") < 0)
+    negative = burned.filter(pl.col("burn") < 0).join(places, on="_place", validate="m:1").drop("_place")
     if negative.height:
         raise BadInput(
             f"burn is negative in {negative.sort(*by, 'series_id').row(0, named=True)}: a compensating entry "

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import polars as pl
 
 from metering.core.effective import edges, in_force
-from metering.core.series import Identified, identify, numbered, where
+from metering.core.series import identify, numbered, where
 from metering.errors import BadInput
-from metering.frames import INSTANT, POOL_USAGE, SUM, Books
+from metering.frames import INSTANT, POOL_USAGE, SUM, Books, Identified
 from metering.meters import METERS, TOKEN_METERS
 from metering.money import EXACT_MAX, RATIO, ratio
 from metering.periods import MINUTE, Period

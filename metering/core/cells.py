@@ -8,13 +8,13 @@ import polars as pl
 
 from metering.core.allocation import served_costs
 from metering.core.capacity import weigh
-from metering.core.costs import Part, Supply, parts
+from metering.core.costs import Part, Supply, by_parts
 from metering.core.effective import edges, in_force, slices, with_slice
 from metering.core.fees import fees_earned
 from metering.core.flows import carve_outs, in_pool
 from metering.core.rating import charges, on_demand_costs
 from metering.core.revenue import Earned, under_terms
-from metering.frames import SUM, Books
+from metering.frames import SUM, Books, Identified
 from metering.meters import METERS, TOKEN_METERS
 from metering.money import split_largest_remainder, to_quanta
 from metering.results import CELLS, FULL_RATES, USED_BY
@@ -34,7 +34,9 @@ class Cells:
     used: pl.DataFrame
 
 
-def cells(usage: pl.DataFrame, made: Supply, books: Books, earned: Earned | None = None) -> Cells:
+def cells(
+    usage: pl.DataFrame | Identified, made: Supply, books: Books, earned: Earned | None = None
+) -> Cells:
     """Everything that the margin of a period is made of, summed to cells of one price.
 
     usage: frames.USAGE of at least the period of `made`. A charge is a cell of what was sold and one meter; a
@@ -47,15 +49,20 @@ def cells(usage: pl.DataFrame, made: Supply, books: Books, earned: Earned | None
     """
     found = [CELLS.empty()]
     used = [USED_BY.empty()]
-    for part in parts(usage, made, books):
-        found += [_charges(part, books, earned), *_costs(part, made, books), _fees(part, books)]
+
+    def of_part(part: Part) -> tuple[list[pl.DataFrame], pl.DataFrame]:
         served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
         tokens = pl.sum_horizontal(pl.col(meter).cast(SUM) for meter in TOKEN_METERS).cast(SUM)
-        used.append(
+        by_customer = (
             part.sliced.filter(served)
             .group_by("customer")
             .agg(tokens.sum().alias("tokens"), pl.col("requests").sum().cast(SUM))
         )
+        return [_charges(part, books, earned), *_costs(part, made, books), _fees(part, books)], by_customer
+
+    for cells_of, used_in in by_parts(usage, made, books, of_part):
+        found += cells_of
+        used.append(used_in)
     found.append(_unused(made))
     if earned is not None:
         found += _earned(earned)

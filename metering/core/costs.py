@@ -1,9 +1,10 @@
 """Costs: where every unit of a supplier's fees and of on-demand usage went, in the currency it is billed in."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import polars as pl
@@ -27,9 +28,10 @@ from metering.core.flows import (
 from metering.core.idle import carried_by_burn, carried_by_entitlement
 from metering.core.rating import on_demand_cost_sums
 from metering.core.recognition import recognised
-from metering.core.series import Identified, identify, where
+from metering.core.series import known_usage, numbered, where
+from metering.core.sums import sums_at
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, SUM, SUMS, USAGE, Books
+from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, SUM, SUMS, USAGE, Books, Identified
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, refuse_beyond
 from metering.periods import QUARTER, Period, floor_to_quarter, month_start, next_month_start
 from metering.results import COSTS
@@ -38,6 +40,8 @@ from metering.results import COSTS
 UNKNOWN: Final = "unknown"
 #: Usage rows that are worked on at once; what has more is worked through in runs of days, or of pools.
 ROWS_AT_ONCE: Final = 250_000
+#: Runs of days that are worked on side by side, where there are cores for them.
+RUNS_AT_ONCE: Final = 4
 #: The largest amount of a line, in quanta.
 QUANTA_MAX: Final = int(AMOUNT_MAX / QUANTUM) - 1
 _SERIES_KEY: Final = ("product", "tier_sold", "provider", "model_served", "ran_on")
@@ -79,7 +83,7 @@ class Costs:
 
 
 def costs(
-    usage: pl.DataFrame,
+    usage: pl.DataFrame | Identified,
     pool_usage: pl.DataFrame,
     books: Books,
     period: Period,
@@ -93,15 +97,16 @@ def costs(
     What has no cost, or no price, is not here: margin's unrated says so. Lines of two periods that do not
     overlap add up, if both were given the same complete_until.
     """
+    known = known_usage(usage)
     made = supply(
-        usage,
+        known,
         pool_usage,
         books,
         period,
         pool_customer_usage=pool_customer_usage,
         complete_until=complete_until,
     )
-    lines = [COSTS.empty(), *(cost_lines(part, books) for part in parts(usage, made, books))]
+    lines = [COSTS.empty(), *by_parts(known, made, books, lambda part: cost_lines(part, books))]
     return Costs(COSTS.conform(pl.concat(lines)), made)
 
 
@@ -134,7 +139,7 @@ def reach(books: Books, period: Period, complete_until: datetime | None) -> Peri
 
 
 def supply(
-    usage: pl.DataFrame,
+    usage: pl.DataFrame | Identified,
     pool_usage: pl.DataFrame,
     books: Books,
     period: Period,
@@ -144,7 +149,7 @@ def supply(
 ) -> Supply:
     """Recognise, allocate and carry the cost of pools.
 
-    usage: frames.USAGE and pool_usage: frames.POOL_USAGE of at least `reach`; pool_customer_usage:
+    usage: frames.USAGE, or that by series, and pool_usage: frames.POOL_USAGE of at least `reach`; pool_customer_usage:
     frames.POOL_CUSTOMER_USAGE of at least the period and `pools_by_customer`. Other rows are ignored, rows of
     one key may be split. period: an open one already cut. complete_until: the end of complete input, which
     may lie after the period; idle by burn is that of whole months up to it.
@@ -155,7 +160,9 @@ def supply(
     dated = [books.customers, books.contracts, books.contract_terms, books.price_books, books.cost_books]
     changes = edges([*dated, *_charged_on_cost(books)])
     cut = slices(period, changes)
-    carried, moved = _by_burn(usage, pool_usage, books, period, reach(books, period, complete_until), cut)
+    carried, moved = _by_burn(
+        known_usage(usage), pool_usage, books, period, reach(books, period, complete_until), cut
+    )
     by_customer = POOL_CUSTOMER_USAGE.empty() if pool_customer_usage is None else pool_customer_usage
     moved += _by_customer(by_customer, books, used.utilization, cost, pool_cost, cut)
     return Supply(period, cut, used, cost, pool_cost, carried, pl.concat([flow(_NONE), *moved]))
@@ -195,7 +202,7 @@ def _of_pools(books: Books, pools: list[str]) -> Books:
 
 
 def _by_burn(
-    usage: pl.DataFrame,
+    known: Identified,
     pool_usage: pl.DataFrame,
     books: Books,
     period: Period,
@@ -205,11 +212,11 @@ def _by_burn(
     pools = pools_by_burn(books)
     here = pl.col("pool").is_in(pools)
     within = pl.col("quarter_start").is_between(months.start, months.until, closed="left")
-    rows = usage.filter(here & within & in_pool(pl.col("ran_on"), pl.col("counts_for")))
-    known = identify(rows.select(*USAGE.columns), list(DIMENSIONS))
-    empty = pl.DataFrame(schema=_CARRIED)
+    series = known.series.filter(here & in_pool(pl.col("ran_on"), pl.col("counts_for")))
     if not pools:
-        return Identified(known.series, empty), []
+        return Identified(series, pl.DataFrame(schema=_CARRIED)), []
+    mine = pl.col("series_id").is_in(series["series_id"].implode())
+    known = Identified(series, known.rows.filter(within & mine))
     own = _of_pools(books, pools)
     used = capacity(pool_usage.filter(here), own, months).utilization
     parts = carried_by_burn(known, by_part(recognised(own, months), used), used, own)
@@ -288,13 +295,26 @@ def _moved_within(
     ]
 
 
-def parts(usage: pl.DataFrame, made: Supply, books: Books) -> Iterator[Part]:
-    """The period in runs of whole UTC days of about ROWS_AT_ONCE rows: parts add up, and need less memory."""
-    usage = _within(usage.select(*USAGE.columns), made.period)
-    _refuse_beyond_exact(usage)
-    known = identify(usage, list(DIMENSIONS))
-    for span in _spans(usage, made.period):
-        yield _part(_of(known, span), made, books, span)
+_T = TypeVar("_T")
+
+
+def by_parts(
+    usage: pl.DataFrame | Identified, made: Supply, books: Books, done: Callable[[Part], _T]
+) -> list[_T]:
+    """What `done` makes of each part of the period, in the order of time.
+
+    A part is a run of whole UTC days of about ROWS_AT_ONCE rows: parts add up, need less memory, and do not wait
+    for each other.
+    """
+    known = known_usage(usage)
+    known = Identified(known.series, _within(known.rows, made.period))
+    _refuse_beyond_exact(known)
+    spans = _spans(known.rows, made.period)
+    at_once = min(RUNS_AT_ONCE, pl.thread_pool_size(), len(spans))
+    if at_once < 2:
+        return [done(_part(_of(known, span), made, books, span)) for span in spans]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda span: done(_part(_of(known, span), made, books, span)), spans))
 
 
 def _of(known: Identified, span: Period) -> Identified:
@@ -306,13 +326,14 @@ def _of(known: Identified, span: Period) -> Identified:
     return Identified(where(known.series, pl.Series(met)), rows)
 
 
-def _within(usage: pl.DataFrame, period: Period) -> pl.DataFrame:
-    return where(usage, pl.col("quarter_start").is_between(period.start, period.until, closed="left"))
+def _within(rows: pl.DataFrame, period: Period) -> pl.DataFrame:
+    return where(rows, pl.col("quarter_start").is_between(period.start, period.until, closed="left"))
 
 
 def _spans(usage: pl.DataFrame, period: Period) -> list[Period]:
     days = slices(period)
-    counts = with_slice(usage.select("quarter_start"), days, at="quarter_start").group_by("slice_start").len()
+    quarters = usage.group_by("quarter_start").len()
+    counts = with_slice(quarters, days, at="quarter_start").group_by("slice_start").agg(pl.col("len").sum())
     rows = 0
     cuts: list[datetime] = []
     for start, _, count in days.join(counts, on="slice_start", how="left").sort("slice_start").iter_rows():
@@ -326,11 +347,12 @@ def _spans(usage: pl.DataFrame, period: Period) -> list[Period]:
     ]
 
 
-def _refuse_beyond_exact(usage: pl.DataFrame) -> None:
-    totals = usage.select(pl.col(*SUMS).abs().cast(pl.Float64).sum())
+def _refuse_beyond_exact(known: Identified) -> None:
+    totals = known.rows.select(pl.col(*SUMS).abs().cast(pl.Float64).sum())
     for name in SUMS:
         if totals[name].item() > 0.99 * EXACT_MAX:
-            worst = usage.sort(pl.col(name).abs()).row(-1, named=True)
+            last = Identified(known.series, known.rows.sort(pl.col(name).abs()).tail(1))
+            worst = last.told(USAGE).row(0, named=True)
             raise BadInput(
                 f"{name} is beyond what can be summed exactly, most of it in {worst}; void those events"
             )
@@ -372,13 +394,20 @@ def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
 
 
 def _summed(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sums by slice and series, in 64 bits where no sum can leave them: in 128 it takes several times as long."""
-    by = ["slice_start", "series_id"]
-    largest = rows.select(pl.col(*SUMS).abs().max().fill_null(0)).row(0) if rows.height else (0,)
-    if max(largest) * rows.height < 2**63:
-        narrow = rows.select(*by, pl.col(*SUMS).cast(pl.Int64)).group_by(by).agg(pl.col(*SUMS).sum())
-        return narrow.with_columns(pl.col(*SUMS).cast(SUM))
-    return rows.group_by(by).agg(pl.col(*SUMS).sum())
+    """Sums by slice and series."""
+    starts = rows["slice_start"].unique().sort()
+    at = starts.to_physical().search_sorted(rows["slice_start"].to_physical())
+    width = int(rows["series_id"].max() or 0) + 1  # type: ignore[arg-type]  # integers
+    codes = at.cast(pl.Int64) * width + rows["series_id"].cast(pl.Int64)
+    different, number = numbered(codes)
+    place = number.to_numpy()
+    return pl.DataFrame(
+        {
+            "slice_start": starts.gather(different // width),
+            "series_id": (different % width).cast(pl.UInt32),
+            **{name: sums_at(place, rows[name], len(different)) for name in SUMS},
+        }
+    )
 
 
 def cost_lines(part: Part, books: Books) -> pl.DataFrame:

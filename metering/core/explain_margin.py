@@ -7,14 +7,15 @@ from typing import Any, Final
 import polars as pl
 
 from metering.core.agreed import plain
-from metering.core.costs import Part, parts, said
+from metering.core.costs import Part, by_parts, said
 from metering.core.exchange import rates, translate
 from metering.core.explain_gross import Priced, cost_plus_lines, gross_lines, rated_tree
 from metering.core.explain_pools import POOL_ROWS, pool_tree, served_rows, unused_rows
 from metering.core.explain_terms import Terms, fee_tree, waterfall_lines
 from metering.core.explain_words import Place, rate
 from metering.core.fees import fees_earned
-from metering.core.margin import Margin, agreed
+from metering.core.lines import agreed
+from metering.core.margin import Margin
 from metering.core.rating import charges, on_demand_costs
 from metering.errors import BadInput
 from metering.frames import SUM, Books
@@ -107,7 +108,7 @@ class _Explained:
 
     def parts(self) -> list[Part]:
         if self._parts is None:
-            self._parts = list(parts(self.usage, self.made.supply, self.books))
+            self._parts = by_parts(self.usage, self.made.supply, self.books, lambda part: part)
         return self._parts
 
     def node(self, column: str) -> Node:

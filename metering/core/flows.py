@@ -9,8 +9,8 @@ from metering.core.allocation import served_costs
 from metering.core.capacity import carve_out_pools, weigh
 from metering.core.effective import with_slice
 from metering.core.rating import on_demand_price_sums
-from metering.core.series import Identified
-from metering.frames import INSTANT, SUM, Books
+from metering.core.series import where
+from metering.frames import INSTANT, SUM, Books, Identified
 from metering.meters import METERS
 from metering.money import to_quanta
 
@@ -73,13 +73,20 @@ def pool_flows(
         pl.col("pool").fill_null("")
     )
     series = series.filter(~pl.col("pool").is_in(carve_outs(books).implode()))
-    rows = known.rows.drop("requests").join(
-        series.select("series_id", "pool"), on="series_id", validate="m:1"
-    )
+    rows = known.rows.drop("requests").join(series, on="series_id", how="semi")
     grid = utilization.select("pool", "dimension").unique()
     quarters = utilization.select("pool", pl.col("minute").dt.truncate("15m").alias("quarter_start")).unique()
-    contracted = rows.join(quarters, on=["pool", "quarter_start"], how="semi")
-    outside = rows.join(quarters, on=["pool", "quarter_start"], how="anti")
+    met = rows.select("series_id", "quarter_start").join(
+        series.select("series_id", "pool"), on="series_id", validate="m:1", maintain_order="left"
+    )
+    inside = met.join(
+        quarters.with_columns(pl.lit(value=True).alias("_there")),
+        on=["pool", "quarter_start"],
+        how="left",
+        validate="m:1",
+        maintain_order="left",
+    )["_there"].fill_null(value=False)
+    contracted, outside = where(rows, inside), rows.filter(~inside)
     weighed, unweighed = weigh(
         contracted.select("quarter_start", "series_id", *METERS),
         series,
@@ -97,7 +104,7 @@ def pool_flows(
     sliced = with_slice(costs, cut, at="quarter_start")
     nowhere = outside.unpivot(
         METERS, index=["slice_start", "series_id"], variable_name="meter", value_name="quantity"
-    )
+    ).with_columns(pl.col("quantity").cast(SUM))
     lost = [
         (nowhere, "unknown_pool"),
         (with_slice(unweighed, cut, at="quarter_start"), "no_weight"),

@@ -6,8 +6,8 @@ from typing import Final
 import polars as pl
 
 from metering.core.capacity import weigh
-from metering.core.series import Identified, identify
-from metering.frames import SUM, Books
+from metering.core.series import identify
+from metering.frames import SUM, Books, Identified
 from metering.meters import METERS
 from metering.money import multiply_divide, split_largest_remainder, to_quanta
 from metering.periods import MINUTE, QUARTER

@@ -5,43 +5,29 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from metering.core.agreed import cost_plus, earned_flows, plain
 from metering.core.capacity import Capacity
-from metering.core.costs import QUANTA_MAX, UNKNOWN, Part, Supply, parts, said, supply
+from metering.core.costs import QUANTA_MAX, UNKNOWN, Part, Supply, by_parts, supply
 from metering.core.effective import in_force
-from metering.core.exchange import rates, translate
+from metering.core.exchange import rates
 from metering.core.fees import fees_earned
 from metering.core.flows import UNPRICED, amounts, flow, gaps
-from metering.core.projects import by_project, project_shares
+from metering.core.lines import COUNTS, FLAGS, FLOWN, KNOWN_AMOUNTS, MOVED, OF, TAKEN, lines_of, totals
+from metering.core.projects import project_shares
 from metering.core.rating import charged_sums
-from metering.core.revenue import Earned, earned
-from metering.core.series import identify
+from metering.core.revenue import Earned, earned, under_terms
+from metering.core.series import identify, known_usage
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, INSTANT, SUM, USAGE, Books
-from metering.meters import METERS
+from metering.frames import DIMENSIONS, INSTANT, SUM, USAGE, Books, Identified
 from metering.money import from_quanta, ratio, refuse_beyond, to_quanta
 from metering.periods import Period
-from metering.results import LINE_KEY, MARGIN_BY, MARGIN_LINES, PROJECT_LINES, UNRATED, margin_frame
+from metering.results import MARGIN_BY, MARGIN_LINES, PROJECT_LINES, UNRATED, margin_frame
 
-#: What flows into a line; the rest of its amounts are sums of these.
-_TAKEN: Final = ("discount", "promotional_credit")
-_REVENUE: Final = ("gross", "fee", "top_up", "overage_premium", "shortfall", "breakage", *_TAKEN)
-_KNOWN_AMOUNTS: Final = (*_REVENUE, "cost_pool", "cost_on_demand")
-#: What an amount does to the margin.
-_SIGN: Final = {name: 1 if name in _REVENUE and name not in _TAKEN else -1 for name in _KNOWN_AMOUNTS}
-_MOVED: Final = ("idle_share", "cause_shift")
-_FLOWN: Final = (*_KNOWN_AMOUNTS, *_MOVED, "on_demand_price")
-_FLAGS: Final = ("charge_unrated", "cost_unrated", "estimated")
 _SPAN: Final = ("effective_from", "effective_until")
 #: A row by some of these with `customer` is all of a customer, so that its contract's floor applies.
 _WHOLE_CUSTOMERS: Final = frozenset({"customer", "kind", "segment", "day"})
-_COUNTS: Final = ("requests", "billable_requests", *METERS)
-_OF: Final = ("customer", "pool", "contract", "product")
-_FLOW_KEY: Final = ("slice_start", "line", "series_id", *_OF, "currency")
-_LINE_ID_KEY: Final = ("slice_start", "line", "line_id", *_OF, "currency")
 
 
 @dataclass(frozen=True)
@@ -68,7 +54,7 @@ class Margin:
 
 
 def margin(
-    usage: pl.DataFrame,
+    usage: pl.DataFrame | Identified,
     pool_usage: pl.DataFrame,
     books: Books,
     period: Period,
@@ -81,11 +67,11 @@ def margin(
 ) -> Margin:
     """Revenue and cost of a period as the finest margin lines, and what could not be rated.
 
-    usage: frames.USAGE; pool_usage: frames.POOL_USAGE, both of at least the period (where a pool's idle goes by
-    burn: of its whole months, core.costs.reach); pool_customer_usage: frames.POOL_CUSTOMER_USAGE of pools with
-    entitlements; terms_usage: frames.USAGE of core.revenue.reach (None: `usage` holds it). Other rows are ignored,
-    rows of one key may be split. period: an open one already cut at `complete_until`, which may lie after the
-    period. revenue = gross - discounts + fees + top-ups + overage premium + shortfall + breakage - promotional
+    usage: frames.USAGE, or that by series; pool_usage: frames.POOL_USAGE, both of at least the period (where a
+    pool's idle goes by burn: of its whole months, core.costs.reach); pool_customer_usage: frames.POOL_CUSTOMER_USAGE
+    of pools with entitlements; terms_usage: frames.USAGE of core.revenue.reach (None: `usage` holds it). Other
+    rows are ignored, rows of one key may be split. period: an open one already cut at `complete_until`, which may
+    lie after the period. revenue = gross - discounts + fees + top-ups + overage premium + shortfall + breakage - promotional
     credits; what contracts under terms earn is core.revenue's, all else quantity x unit price. `cost` is on the
     usage basis: customers carry their share of what their pools served, by burn, and their own on-demand and
     overflow cost; idle, undelivered and carved-out capacity are lines of their own, so that all lines together =
@@ -100,23 +86,26 @@ def margin(
     they say of usage is attributed to projects (core.projects) per series and UTC day, or per slice of a day in
     which books change, and the projects of a line sum to the line without them, exactly.
     """
+    known = known_usage(usage)
     made = supply(
-        usage,
+        known,
         pool_usage,
         books,
         period,
         pool_customer_usage=pool_customer_usage,
         complete_until=complete_until,
     )
-    of_terms = usage if terms_usage is None else terms_usage
+    of_terms = _under_terms(known, books) if terms_usage is None else terms_usage
     known_until = period.until if complete_until is None else complete_until
     by_terms = earned(of_terms.select(*USAGE.columns), books, period, known_until)
     fees = _fees(books, made.cut)
     shape = MARGIN_LINES if project_usage is None else PROJECT_LINES
-    done = [
-        _part(part, books, by_terms, fees, reporting_currency, project_usage)
-        for part in parts(usage, made, books)
-    ]
+    done = by_parts(
+        known,
+        made,
+        books,
+        lambda part: _part(part, books, by_terms, fees, reporting_currency, project_usage),
+    )
     lines = pl.concat([shape.empty(), *(each.lines.select(*shape.columns) for each in done)])
     unrated = pl.concat([UNRATED.empty(), *(each.unrated for each in done), _unrated_spill(made.capacity)])
     return Margin(
@@ -128,6 +117,12 @@ def margin(
         by_terms,
         _rates_used([each.rates for each in done], reporting_currency),
     )
+
+
+def _under_terms(known: Identified, books: Books) -> pl.DataFrame:
+    mine = pl.col("customer").is_in(under_terms(books)["customer"].implode())
+    series = known.series.filter(mine)
+    return Identified(series, known.rows.join(series, on="series_id", how="semi")).told(USAGE)
 
 
 class _Done(NamedTuple):
@@ -179,7 +174,7 @@ def _part(
     untold = found.filter(pl.col("month_average").is_null()).select(
         "day", "currency", pl.lit("no_exchange_rate").alias("_untold")
     )
-    known = pl.col("into").is_in(_KNOWN_AMOUNTS)
+    known = pl.col("into").is_in(KNOWN_AMOUNTS)
     flows = (
         flows.join(untold, on=["day", "currency"], how="left", validate="m:1")
         .with_columns(
@@ -192,7 +187,7 @@ def _part(
             .then(pl.lit(UNPRICED))
             .otherwise(pl.col("into"))
             .alias("into"),
-            (pl.col("into").is_in(_MOVED) & pl.col("_untold").is_not_null() & (pl.col("quanta") != 0)).alias(
+            (pl.col("into").is_in(MOVED) & pl.col("_untold").is_not_null() & (pl.col("quanta") != 0)).alias(
                 "_unmoved"
             ),
         )
@@ -200,7 +195,7 @@ def _part(
     )
     flows = _standing(flows, part.known.series)
     shares = None if project_usage is None else project_shares(project_usage, part)
-    lines = _lines(part, flows, books, found, reporting_currency, shares)
+    lines = lines_of(part, flows, books, found, reporting_currency, shares)
     unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), part.known.series)
     return _Done(lines, unrated, found)
 
@@ -222,7 +217,7 @@ def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     sold = [name for name in DIMENSIONS if name != "counts_for"]
     told = identify(series.select("series_id", *sold).rename({"series_id": "of_series"}), sold)
     ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("sold_id"))
-    key = ["slice_start", "line", "sold_id", *_OF, "side", "meter", "reason", "currency"]
+    key = ["slice_start", "line", "sold_id", *OF, "side", "meter", "reason", "currency"]
     taken_back = pl.coalesce("quantity", "quanta").sum().over(key) == 0
     gaps = gaps.join(ids, on="series_id", how="left", validate="m:1").with_columns(
         pl.when(~taken_back).then(pl.col("reason")).alias("reason"),
@@ -231,228 +226,11 @@ def _standing(flows: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([flows.filter(~open_), gaps.drop("sold_id")])
 
 
-def _lines(
-    part: Part,
-    flows: pl.DataFrame,
-    books: Books,
-    found: pl.DataFrame,
-    reporting_currency: str,
-    shares: pl.DataFrame | None,
-) -> pl.DataFrame:
-    """The lines of a part; shares: of core.projects, None: lines are not told by project."""
-    project = [] if shares is None else ["project"]
-    used = part.sliced
-    if shares is not None:
-        counted_for = part.known.series.select("series_id", "counts_for")
-        used = shares.rename({"slice_start": "quarter_start"}).join(
-            counted_for, on="series_id", validate="m:1"
-        )
-    served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
-    billable = pl.col("counts_for").is_in(["charge_and_cost", "charge"])
-    zero = pl.lit(0, dtype=SUM)
-    counts = used.select(
-        *project,
-        pl.col("quarter_start").alias("slice_start"),
-        pl.lit("usage").alias("line"),
-        "series_id",
-        *(pl.lit(None, dtype=pl.String).alias(name) for name in _OF),
-        pl.lit(reporting_currency).alias("currency"),
-        pl.when(billable).then(pl.col("requests")).otherwise(zero).alias("billable_requests"),
-        *(pl.when(served).then(pl.col(name)).otherwise(zero).alias(name) for name in ("requests", *METERS)),
-    )
-    known = pl.col("reason").is_null() & ~pl.col("_unmoved")
-    flows = flows.with_columns(
-        pl.when(known & pl.col("into").is_in(_FLOWN))
-        .then(pl.col("currency"))
-        .otherwise(pl.lit(reporting_currency))
-        .alias("currency"),
-        known.alias("_known"),
-    )
-    if shares is not None:
-        flows = by_project(flows, shares, [*_FLOW_KEY, "side", "into", "_known", "estimated"])
-    series = part.known.series
-    names = [name for name in LINE_KEY if name in DIMENSIONS]
-    told = identify(series.select("series_id", *names).rename({"series_id": "of_series"}), names)
-    ids = told.rows.select(pl.col("of_series").alias("series_id"), pl.col("series_id").alias("line_id"))
-    # Counts, amounts of usage, and amounts of fee and idle meet in one sum, over numbers rather than text.
-    met = pl.concat([each.select(*_FLOW_KEY, *project) for each in (counts, flows)])
-    met = met.join(ids, on="series_id", how="left", validate="m:1", maintain_order="left")
-    key = (*_LINE_ID_KEY, *project)
-    found_keys = identify(met.select(*key, pl.lit(0).alias("_of")), key)
-    keys = found_keys.series.rename({"series_id": "_line"})
-    at = found_keys.rows["series_id"].alias("_line")
-    counts = counts.with_columns(at.head(counts.height))
-    flows = flows.with_columns(at.tail(flows.height))
-    sums = _summed(counts, flows, keys.height)
-    rows = keys.join(
-        told.series.rename({"series_id": "line_id"}), on="line_id", how="left", suffix="_of_series"
-    )
-    rows = rows.with_columns(
-        *(pl.coalesce(name, f"{name}_of_series").alias(name) for name in ("customer", "pool", "product")),
-        pl.col("slice_start").dt.date().alias("day"),
-    )
-    # in the order of the keys the lines are all but sorted
-    quanta = agreed(said(rows, books), books).sort("_line").with_columns(sums)
-    if quanta["slice_start"].n_unique() > quanta["day"].n_unique():
-        quanta = quanta.group_by(*LINE_KEY, *project, "currency").agg(
-            pl.col(*_COUNTS, *_FLOWN).sum(), pl.col(*_FLAGS, "_unpriced").any()
-        )
-    return _totals(_in_one_currency(quanta, found, reporting_currency))
-
-
-def _summed(counts: pl.DataFrame, flows: pl.DataFrame, lines: int) -> list[pl.Series]:
-    """Counts, amounts and flags of the lines 0, 1, ... that `_line` names."""
-
-    def flag(name: str, holds: pl.Expr) -> pl.Series:
-        held = np.zeros(lines, np.bool_)
-        held[flows.filter(holds)["_line"].to_numpy()] = True
-        return pl.Series(name, held)
-
-    every = pl.DataFrame({"_line": pl.int_range(lines, dtype=pl.UInt32, eager=True)})
-    counted = counts.group_by("_line").agg(pl.col(_COUNTS).sum())
-    sums = every.join(counted, on="_line", how="left", validate="1:1", maintain_order="left")
-    found = [sums[name].fill_null(0) for name in _COUNTS]
-    flown = flows.filter("_known").select("_line", "into", "quanta").partition_by("into", as_dict=True)
-    for into in _FLOWN:
-        if (into,) not in flown:
-            found.append(pl.zeros(lines, dtype=SUM, eager=True).alias(into))
-            continue
-        amounts = flown[into,].group_by("_line").agg(pl.col("quanta").sum().alias(into))
-        sums = every.join(amounts, on="_line", how="left", validate="1:1", maintain_order="left")
-        found.append(sums[into].fill_null(0))
-    return [
-        *found,
-        flag("charge_unrated", ~pl.col("_known") & pl.col("side").is_in(["charge", "fee"])),
-        flag("cost_unrated", ~pl.col("_known") & (pl.col("side") == "cost")),
-        flag("estimated", pl.col("estimated")),
-        flag("_unpriced", pl.col("into") == UNPRICED),
-    ]
-
-
-def agreed(rows: pl.DataFrame, books: Books) -> pl.DataFrame:
-    """Give rows with slice_start, customer and contract (null: that in force for the customer) contract and plan.
-
-    A contract that has ended keeps its last plan: what it still owes is of that plan.
-    """
-    who = rows.select("slice_start", "customer").unique().filter(pl.col("customer").is_not_null())
-    bound = books.contracts.select("customer", *_SPAN, pl.col("contract").alias("_contract"))
-    who = in_force(who, bound, at="slice_start", by=["customer"])
-    rows = rows.join(who, on=["slice_start", "customer"], how="left", validate="m:1")
-    rows = rows.with_columns(pl.coalesce("contract", "_contract").alias("contract")).drop("_contract")
-    planned = books.contract_terms.filter(pl.col("plan").is_not_null())
-    if planned.is_empty():
-        return rows.with_columns(pl.lit(None, dtype=pl.String).alias("plan"))
-    terms = books.contract_terms.filter(pl.col("contract").is_in(planned["contract"].implode()))
-    which = rows.select("slice_start", "contract").unique().drop_nulls("contract").sort("slice_start")
-    plans = which.join_asof(
-        terms.select("contract", "effective_from", "plan").sort("effective_from"),
-        left_on="slice_start",
-        right_on="effective_from",
-        by="contract",
-        strategy="backward",
-        check_sortedness=False,
-    ).select("slice_start", "contract", "plan")
-    return rows.join(plans, on=["slice_start", "contract"], how="left", validate="m:1")
-
-
-def _in_one_currency(quanta: pl.DataFrame, found: pl.DataFrame, into: str) -> pl.DataFrame:
-    """Lines per currency -> lines in one, each amount translated once, with fx_effect in quanta."""
-    effects = ("fx_effect", "revenue_fx_effect")
-    projects = "project" in quanta.columns
-    quanta = quanta.with_columns(pl.lit(0, dtype=SUM).alias(name) for name in effects)
-    abroad = quanta.filter(pl.col("currency") != into)
-    if abroad.is_empty():
-        # the lines of a day may still have been cut by currency alone
-        return quanta.with_columns(pl.lit(into).alias("currency"))
-    found = found.rename({"contract": "at_contract"})
-    abroad = abroad.join(found, on=["day", "currency"], how="left", validate="m:1")
-    for name in _FLOWN:
-        refuse_beyond(abroad, name, QUANTA_MAX, "it cannot be translated exactly; void the events behind it")
-    about = abroad.select(
-        pl.max_horizontal(pl.col(name).abs() for name in _FLOWN).cast(pl.Float64)
-        * pl.max_horizontal("month_average", "at_contract").cast(pl.Float64).alias("about")
-    ).max()
-    if (about.item() or 0) > QUANTA_MAX * 1e12:
-        raise BadInput(
-            f"an amount is beyond {QUANTA_MAX} once translated into {into}; correct the exchange rate"
-        )
-    average, contract = pl.col("month_average"), pl.col("at_contract")
-    moved = pl.any_horizontal(pl.col(name) != 0 for name in _KNOWN_AMOUNTS)
-    if projects:
-        # a line is translated once: of its projects each gets what it adds to the line so far
-        abroad = abroad.sort("project", nulls_last=False).with_columns(
-            pl.col(name).cum_sum().over(*LINE_KEY, "currency").alias(f"_with_{name}") for name in _FLOWN
-        )
-
-    def told(name: str, rate: pl.Expr) -> pl.Expr:
-        if not projects:
-            return translate(pl.col(name), rate)
-        until = pl.col(f"_with_{name}")
-        return translate(until, rate) - translate(until - pl.col(name), rate)
-
-    def effect(names: Sequence[str]) -> pl.Expr:
-        apart = [(told(name, average) - told(name, contract)) * _SIGN[name] for name in names]
-        whole = pl.sum_horizontal(apart, ignore_nulls=False)
-        return pl.when(moved).then(whole).otherwise(pl.lit(0, dtype=SUM))
-
-    abroad = abroad.with_columns(
-        effect(_KNOWN_AMOUNTS).alias("fx_effect"),
-        effect(_REVENUE).alias("revenue_fx_effect"),
-        *(told(name, average).alias(name) for name in _FLOWN),
-        (pl.col("estimated") | pl.col("rate_estimated")).alias("estimated"),
-    ).with_columns(pl.col("fx_effect").is_null().alias("_no_contract_rate"))
-    both = pl.concat([quanta.filter(pl.col("currency") == into), abroad], how="diagonal")
-    return (
-        both.group_by(*LINE_KEY, *(["project"] if projects else []))
-        .agg(
-            pl.col(*_COUNTS, *_FLOWN, *effects).sum(),
-            pl.col(*_FLAGS, "_unpriced").any(),
-            pl.col("_no_contract_rate").any().fill_null(value=False),
-        )
-        .with_columns(
-            *(pl.when(~pl.col("_no_contract_rate")).then(pl.col(name)).alias(name) for name in effects),
-            pl.lit(into).alias("currency"),
-        )
-    )
-
-
-def _totals(quanta: pl.DataFrame) -> pl.DataFrame:
-    """Known amounts in quanta -> MONEY, with those that are sums of them. `_unpriced`: no on_demand_price."""
-    price = pl.when(~pl.col("_unpriced")).then(pl.col("on_demand_price"))
-    quanta = (
-        quanta.with_columns(
-            (pl.col("gross") - pl.col("discount")).alias("charge"),
-            pl.sum_horizontal(pl.col(name) * _SIGN[name] for name in _REVENUE).alias("revenue"),
-            (pl.col("cost_pool") + pl.col("cost_on_demand")).alias("cost"),
-            price.alias("on_demand_price"),
-        )
-        .with_columns(
-            (pl.col("cost") + pl.col("idle_share")).alias("cost_loaded"),
-            (pl.col("cost") + pl.col("cause_shift")).alias("cost_by_cause"),
-            pl.when(~pl.col("cost_unrated"))
-            .then(pl.col("on_demand_price") - pl.col("cost"))
-            .alias("saving_against_on_demand"),
-        )
-        .drop("_unpriced")
-    )
-    for name in _MONEY_COLUMNS:
-        refuse_beyond(
-            quanta, name, QUANTA_MAX, "no report can carry it; void the events or correct the price"
-        )
-    return quanta.with_columns(from_quanta(pl.col(name)).alias(name) for name in _MONEY_COLUMNS)
-
-
-_MONEY_COLUMNS: Final = (
-    *(*_FLOWN, "charge", "revenue", "cost", "cost_loaded", "cost_by_cause"),
-    *("saving_against_on_demand", "fx_effect", "revenue_fx_effect"),
-)
-
-
 def _unrated(gaps: pl.DataFrame, series: pl.DataFrame) -> pl.DataFrame:
     rows = gaps.join(series, on="series_id", how="left", validate="m:1", suffix="_of_series").with_columns(
         *(pl.coalesce(name, f"{name}_of_series").alias(name) for name in ("customer", "pool", "product")),
         pl.col("slice_start").dt.date().alias("day"),
-        pl.when(pl.col("into").is_in(_TAKEN))
+        pl.when(pl.col("into").is_in(TAKEN))
         .then(pl.col("quanta") * -1)
         .otherwise(pl.col("quanta"))
         .alias("quanta"),
@@ -508,14 +286,14 @@ def summarise(
             raise BadInput(f"--by {name}: margin has no such column; choose of {', '.join(allowed)}")
     if len(set(by)) != len(by):
         raise BadInput(f"--by {','.join(by)}: a column is named twice; name each once")
-    flown = (*_FLOWN, "fx_effect", "revenue_fx_effect")
+    flown = (*FLOWN, "fx_effect", "revenue_fx_effect")
     total = lines.with_columns(to_quanta(pl.col(name)).alias(name) for name in flown)
     groups = (
         total.with_columns(pl.lit(0).alias("_company"))
         .group_by("_company", *by)
         .agg(
-            pl.col(*_COUNTS, *flown).sum(),
-            pl.col(_FLAGS).any(),
+            pl.col(*COUNTS, *flown).sum(),
+            pl.col(FLAGS).any(),
             pl.col("on_demand_price").is_null().any().alias("_unpriced"),
             pl.col("fx_effect").is_null().any().alias("_no_contract_rate"),
             pl.col("currency").first(),
@@ -527,7 +305,7 @@ def summarise(
         )
     )
     margins = (
-        _totals(groups)
+        totals(groups)
         .with_columns(
             (pl.col("revenue") - pl.col("cost")).alias("margin"),
             (pl.col("revenue") - pl.col("cost_loaded")).alias("margin_loaded"),

@@ -1,27 +1,37 @@
 """Series: rows that repeat text dimensions become rows of numbers beside one short table of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import polars as pl
 
+from metering.frames import DIMENSIONS, USAGE, Identified
 
-@dataclass(frozen=True)
-class Identified:
-    """`series`: series_id and the dimensions, ids ascending in the order of the dimensions (nulls first).
 
-    `rows`: the other columns and series_id, in the order of the frame. The order of two ids never depends on
-    which other series are there, so a tie broken by series_id is broken alike in every period.
-    """
+def known_usage(usage: pl.DataFrame | Identified) -> Identified:
+    """Usage (frames.USAGE, or that by series already) by series."""
+    return (
+        usage if isinstance(usage, Identified) else identify(usage.select(*USAGE.columns), list(DIMENSIONS))
+    )
 
-    series: pl.DataFrame
-    rows: pl.DataFrame
+
+def united(parts: Sequence[Identified]) -> Identified:
+    """Rows of the same columns and dimensions, each with ids of its own, under ids of them all."""
+    dims = [name for name in parts[0].series.columns if name != "series_id"]
+    series = _ordered(pl.concat([part.series.select(dims) for part in parts]).unique(), dims)
+    rows = []
+    for part in parts:
+        old = part.series.rename({"series_id": "_old"})
+        found = old.join(series, on=dims, nulls_equal=True, validate="1:1").select("_old", "series_id")
+        ids = np.zeros(int(found["_old"].max() or 0) + 1, np.uint32)  # type: ignore[arg-type]  # integers
+        ids[found["_old"].to_numpy()] = found["series_id"].to_numpy()
+        rows.append(part.rows.with_columns(pl.Series("series_id", ids[part.rows["series_id"].to_numpy()])))
+    return Identified(series, pl.concat(rows, how="vertical_relaxed"))
 
 
 def identify(frame: pl.DataFrame, dimensions: Sequence[str]) -> Identified:
-    """Replace the dimensions of `frame` by a series_id. Linear in the rows, text hashed once per column."""
+    """Replace the dimensions of `frame` by a series_id; rows keep their order. Linear, text hashed once a column."""
     dims = list(dimensions)
     others = frame.drop(dims)
     code, places = pl.zeros(frame.height, dtype=pl.Int64, eager=True).alias("_code"), 1
