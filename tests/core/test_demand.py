@@ -479,6 +479,47 @@ def test_a_longer_limit_holds_back_what_a_shorter_one_would_let_through() -> Non
     )
     assert wanted(tight, "ten") == 0
     assert wanted(tight, None) == 220
-    assert (
-        wanted(tight, "half hour") == 220
-    )  # an upper bound: what shorter limits would let through is not asked
+    # seats are not asked what they would let through of their customer's: there may be more of them
+    assert wanted(tight, "half hour") == 220
+
+
+def test_a_longer_limit_lets_through_no_more_than_the_shorter_ones_within_it() -> None:
+    """200 in the half hour, all used by 00:10 in two windows of ten minutes at 100. Ten times as much would be 1,800
+    more: but the window until 00:20 is full, and the one until 00:30 lets 100 through. With ten minutes doubled it is
+    100 in each of the first two, which were binding, and 200 in the third: 3 x 200 - 200 in all."""
+    said = limited(
+        """
+        limit     | holder | window   | window_minutes | quantity
+        ten       | seat   | anchored | 10             | 100
+        half hour | seat   | fixed    | 30             | 200
+        """,
+        world(1000),
+    )
+    said = replace(said, limits=said.limits.with_columns(pl.lit(START).alias("anchor_at")))
+    used = seats([("00:00", "s0000", 100), ("00:10", "s0000", 100)])
+    usage = used.select(list(LIMIT_USAGE.columns))
+
+    def wanted(given: Books, factors: dict[str, int]) -> list[int]:
+        windows = limit_windows(usage, refusals(1, "00:25", 900), given, PERIOD, PERIOD.until)
+        after, more = given, []
+        for name, factor in factors.items():
+            after, _ = with_limits(after, Decimal(factor), limit=name)
+            more.append(raised(windows, Decimal(factor), limits=[name]))
+        found = held_back(windows, pl.concat(more), used, given, after)
+        return [
+            int(one.within(PERIOD).usage["uncached_input_tokens"].sum()) for one in (found.low, found.high)
+        ]
+
+    # what was refused at 00:25, 900, is of the half hour: there was no window of ten minutes
+    assert wanted(said, {"half hour": 10}) == [100, 100]
+    assert wanted(said, {"half hour": 10, "ten": 2}) == [300, 400]
+    # one unit in each minute of the clock: 20 are left from 00:10 on, and that one is used up
+    ten = pl.col("limit") == "ten"
+    by_minute = said.limits.with_columns(
+        pl.when(ten).then(pl.lit("minute")).otherwise("window").alias("window"),
+        pl.when(ten).then(1).otherwise("window_minutes").cast(pl.Int32).alias("window_minutes"),
+        pl.when(ten).then(1).otherwise("quantity").alias("quantity"),
+        pl.when(ten).then(pl.lit(None)).otherwise("anchor_at").alias("anchor_at"),
+    )
+    said = replace(said, limits=LIMITS.conform(by_minute.cast(dict(LIMITS.columns))))
+    assert wanted(said, {"half hour": 10}) == [19, 19]
