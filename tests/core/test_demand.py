@@ -383,6 +383,11 @@ def raise_(said: Books, used: pl.DataFrame, refused: pl.DataFrame, only: str | N
     return held_back(windows, more, used, said, after)
 
 
+def tokens(extra: Extra) -> int:
+    minutes = extra.minutes(PERIOD)
+    return int(minutes["uncached_input_tokens"].sum()) if minutes.height else 0
+
+
 def as_traffic(used: pl.DataFrame) -> Traffic:
     sums = [name for name in POOL_CUSTOMER_USAGE.columns if name not in POOL_CUSTOMER_USAGE.key]
     minutes = used.group_by(POOL_CUSTOMER_USAGE.key).agg(pl.col(sums).sum())
@@ -436,7 +441,7 @@ def test_extra_demand_lies_on_the_minutes_in_which_a_window_was_binding() -> Non
     )
     extra = raise_(said, seats([("00:00", "s0000", 60), ("00:04", "s0000", 40)]), refusals(1, "00:05", 5))
     check(
-        extra.high.within(PERIOD).minutes,
+        extra.high.minutes(PERIOD),
         """
         minute           | uncached_input_tokens | requests
         2026-03-01 00:04 | 17                    | 1
@@ -447,7 +452,7 @@ def test_extra_demand_lies_on_the_minutes_in_which_a_window_was_binding() -> Non
         2026-03-01 00:09 | 16                    | 0
         """,
     )
-    assert extra.low.within(PERIOD).minutes["uncached_input_tokens"].to_list() == [1, 1, 1, 1, 1]
+    assert extra.low.minutes(PERIOD)["uncached_input_tokens"].to_list() == [1, 1, 1, 1, 1]
 
 
 def test_a_longer_limit_holds_back_what_a_shorter_one_would_let_through() -> None:
@@ -466,7 +471,7 @@ def test_a_longer_limit_holds_back_what_a_shorter_one_would_let_through() -> Non
     none = refusals(0, "00:00", 0)
 
     def wanted(given: Books, only: str | None) -> int:
-        return int(raise_(given, used, none, only).high.within(PERIOD).usage["uncached_input_tokens"].sum())
+        return tokens(raise_(given, used, none, only).high)
 
     assert wanted(said, "ten") == 30
     assert wanted(said, None) == 200
@@ -506,9 +511,7 @@ def test_a_longer_limit_lets_through_no_more_than_the_shorter_ones_within_it() -
             after, _ = with_limits(after, Decimal(factor), limit=name)
             more.append(raised(windows, Decimal(factor), limits=[name]))
         found = held_back(windows, pl.concat(more), used, given, after)
-        return [
-            int(one.within(PERIOD).usage["uncached_input_tokens"].sum()) for one in (found.low, found.high)
-        ]
+        return [tokens(found.low), tokens(found.high)]
 
     # what was refused at 00:25, 900, is of the half hour: there was no window of ten minutes
     assert wanted(said, {"half hour": 10}) == [100, 100]
