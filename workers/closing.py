@@ -10,9 +10,10 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering.core import closure as core
+from metering.core.closure import FORFEITED
 from metering.core.costs import costs
 from metering.core.exchange import rates
-from metering.core.obligations import OBLIGATIONS, committed_since, obligations
+from metering.core.obligations import OBLIGATIONS, committed_since, forfeited, forfeits, obligations
 from metering.delivery import columns
 from metering.delivery.report import Column, Provenance, Report, instant, select
 from metering.delivery.tables import money
@@ -56,7 +57,13 @@ def closure_report(
         complete_until=provenance.complete_until,
     )
     rated, unrated = core.rate_on_demand(read.usage.told(USAGE), books, core.billing_slices(books, cut))
-    closed = core.closure(made.lines, made.supply.recognised, rated, unrated, books, cut, period)
+    lost = FORFEITED.empty()
+    if forfeits(books, cut):
+        served = read_served(connection, committed_since(books, cut.until, 0), cut.until, as_of)
+        lost = forfeited(served, books, cut)
+    closed = core.closure(
+        made.lines, made.supply.recognised, rated, unrated, books, cut, period, forfeited=lost
+    )
     return ClosureReport(provenance, books, settings.reporting_currency, closed, supplier, made.lines)
 
 

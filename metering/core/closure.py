@@ -104,6 +104,19 @@ RATED_ON_DEMAND: Final = Frame(
     key=("slice_start", "supplier", "model", "currency"),
 )
 
+#: What was paid ahead for a commitment to a supplier and is lost, a count of money.QUANTUM.
+FORFEITED: Final = Frame(
+    "FORFEITED",
+    {
+        "supplier": pl.String,
+        "commitment": pl.String,
+        "slice_start": INSTANT,  # the last quarter hour of the tranche
+        "currency": pl.String,
+        "quanta": SUM,
+    },
+    key=("supplier", "commitment", "slice_start"),
+)
+
 #: A closure to read: every term, and what they sum to. Translated: the sum of its months, each at its average;
 #: null where a rate is missing.
 CLOSED: Final = Frame(
@@ -235,6 +248,13 @@ def bill_on_demand(rated: pl.DataFrame, parts: pl.DataFrame) -> pl.DataFrame:
     return rated.join(chosen, on=cell, how="left", validate="1:1")
 
 
+def paid_ahead(books: Books) -> pl.DataFrame:
+    """The tranches of money that are paid ahead: what is unmet at their end was paid, and is lost."""
+    return books.supplier_commitments.filter(
+        (pl.col("shortfall_rule") == "forfeit") & pl.col("amount").is_not_null()
+    )
+
+
 def closure(
     costs: pl.DataFrame,
     recognised: pl.DataFrame,
@@ -243,30 +263,38 @@ def closure(
     books: Books,
     period: Period,
     asked: Period | None = None,
+    *,
+    forfeited: pl.DataFrame | None = None,
 ) -> Closure:
     """Close the costs of a period to the bills of its suppliers, per supplier and currency of the bill.
 
     costs: results.COSTS; recognised: results.RECOGNISED; rated, unrated: `rate_on_demand` over
     `billing_slices`; all of the same period, an open one already cut. `asked`: the period before it was cut;
-    a document counts as billed here if it is posted in a month of it.
+    a document counts as billed here if it is posted in a month of it. forfeited: FORFEITED of the period, None: none.
 
         customers + idle + undelivered + carved_out + shortfall + overhead + variance = recognised cost
         recognised cost + change in prepaid (and accrued) = billed
 
     Recognised cost of on-demand usage is what was billed where a charge covers it, else what was rated
-    (estimated). Lines for commitments and overhead are spread over their service spans. What the parts leave
-    of the recognised cost is never spread: it is a term of its own. The terms of a period are those of its
-    days.
+    (estimated). Lines for commitments and overhead are spread over their service spans, but for what is paid
+    ahead, or given back, for a tranche that forfeits: it is prepaid, usage that draws it is cost as other usage
+    is, and what nothing drew is shortfall at the tranche's end. What the parts leave of the recognised cost is
+    never spread: it is a term of its own. The terms of a period are those of its days.
     """
     cut = billing_slices(books, period)
-    parts = spread(books.bill_lines, cut)
+    lost = FORFEITED.empty() if forfeited is None else forfeited
+    ahead = pl.col("object").is_in(paid_ahead(books)["commitment"].unique().implode())
+    lines = books.bill_lines.with_columns(
+        ((pl.col("object_kind") == "commitment") & ahead.fill_null(value=False)).alias("_prepaid")
+    )
+    parts = spread(lines.filter(~pl.col("_prepaid")), cut)
     on_demand = bill_on_demand(rated, parts)
     pools = _pools(recognised, books, parts, cut)
-    terms = _terms(costs, on_demand, pools, parts)
+    terms = _terms(costs, on_demand, pools, parts, lost)
     return Closure(
         period,
         CLOSURE.conform(terms),
-        DOCUMENTS.conform(_documents(books.bill_lines, on_demand, pools, period, asked or period)),
+        DOCUMENTS.conform(_documents(lines, on_demand, pools, lost, period, asked or period)),
         CAPTURE.conform(_capture(on_demand, parts, period)),
         MISSING.conform(_missing(on_demand, unrated, pools, parts)),
     )
@@ -324,7 +352,11 @@ def _term(rows: pl.DataFrame, term: str) -> pl.DataFrame:
 
 
 def _terms(
-    costs: pl.DataFrame, on_demand: pl.DataFrame, pools: pl.DataFrame, parts: pl.DataFrame
+    costs: pl.DataFrame,
+    on_demand: pl.DataFrame,
+    pools: pl.DataFrame,
+    parts: pl.DataFrame,
+    lost: pl.DataFrame,
 ) -> pl.DataFrame:
     usage = to_quanta(pl.col("cost_pool")) + to_quanta(pl.col("cost_on_demand"))
     whose = pl.when((pl.col("line") == "usage") | pl.col("customer").is_not_null())
@@ -348,6 +380,7 @@ def _terms(
         [
             known,
             *(_term(rows, term) for term, rows in of_kind.items()),
+            _term(lost, "shortfall"),
             _term(billed, "variance"),
         ]
     )
@@ -355,7 +388,7 @@ def _terms(
     sums = told.group_by(key).agg(pl.col("usage", "loaded").sum(), pl.col("estimated").any())
     open_ = on_demand.filter(not_billed & (pl.col("quanta") != 0))
     recognised = pl.concat(
-        [_term(rows, "recognised") for rows in (*of_kind.values(), open_, pools)],
+        [_term(rows, "recognised") for rows in (*of_kind.values(), lost, open_, pools)],
         how="vertical",
     )
     left = (
@@ -409,17 +442,24 @@ def _as_money(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _documents(
-    lines: pl.DataFrame, on_demand: pl.DataFrame, pools: pl.DataFrame, period: Period, asked: Period
+    lines: pl.DataFrame,
+    on_demand: pl.DataFrame,
+    pools: pl.DataFrame,
+    lost: pl.DataFrame,
+    period: Period,
+    asked: Period,
 ) -> pl.DataFrame:
     start, until = (pl.lit(at, dtype=INSTANT) for at in (period.start, period.until))
     posted = pl.col("posted_month").is_between(
         pl.lit(asked.start.date()), pl.lit(asked.until.date()), closed="left"
     )
     touches = (pl.col("service_from") < until) & (pl.col("service_until") > start)
+    # of what is paid ahead the usage that draws it is recognised, and at the end what is lost
+    whole = pl.when(~pl.col("_prepaid"))
     told = (
         lines.with_columns(
-            _before(start).alias("recognised_before"),
-            (_before(until) - _before(start)).alias("recognised_here"),
+            whole.then(_before(start)).otherwise(_ZERO).alias("recognised_before"),
+            whole.then(_before(until) - _before(start)).otherwise(_ZERO).alias("recognised_here"),
             to_quanta(pl.col("amount")).alias("billed"),
         )
         .with_columns(
@@ -444,8 +484,9 @@ def _documents(
     open_ = on_demand.filter(pl.col("service_from").is_null()).select(
         *_OF, pl.col("quanta").alias("recognised_here"), pl.lit("not_billed").alias("what")
     )
+    unmet = lost.select(*_OF, pl.col("quanta").alias("recognised_here"), pl.lit("schedule").alias("what"))
     undocumented = (
-        pl.concat([rest, open_])
+        pl.concat([rest, open_, unmet])
         .group_by(*_OF, "what")
         .agg(pl.col("recognised_here").sum())
         .filter(pl.col("recognised_here") != 0)

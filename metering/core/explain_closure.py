@@ -88,7 +88,7 @@ class _Explained:
             "customers": "pool cost + on-demand cost"
             + (" + idle carried" if self.cell.basis == "loaded" else ""),
             "variance": "billed less rated on-demand cost of the same service span, day by day",
-            "shortfall": "billed for commitments to the supplier",
+            "shortfall": "billed for commitments to the supplier; of those paid ahead, what nothing drew",
             "overhead": "billed, and of no pool and no model",
         }.get(term, "recognised cost of capacity that no customer used")
 

@@ -7,13 +7,20 @@ from typing import Final
 import polars as pl
 
 from metering.bills.usage_export import UNITS
-from metering.core.closure import bill_on_demand, billing_slices, rate_on_demand, spread
+from metering.core.closure import (
+    FORFEITED,
+    bill_on_demand,
+    billing_slices,
+    paid_ahead,
+    rate_on_demand,
+    spread,
+)
 from metering.core.commitments import ELIGIBLE, TRANCHES, continued, counts_toward, draw_down, pace
 from metering.core.effective import with_slice
 from metering.core.recognition import recognised
 from metering.frames import BILL_LINES, INSTANT, SUM, Books, Frame
 from metering.money import MONEY, RATIO, from_quanta, multiply_divide, to_quanta
-from metering.periods import DAY, Period
+from metering.periods import DAY, QUARTER, Period
 from metering.results import RECOGNISED
 
 #: One row per tranche of a commitment to a supplier, per amount that rolled over, and per pool with an end.
@@ -85,19 +92,66 @@ def _tranches(books: Books) -> pl.DataFrame:
     ).with_columns(most.alias("roll_over_max"))
 
 
-def _commitments(served: pl.DataFrame, books: Books, until: datetime, run_rate_days: int) -> pl.DataFrame:
-    terms = _tranches(books)
-    if terms.is_empty():
-        return OBLIGATIONS.empty()
+def _drawn_down(terms: pl.DataFrame) -> pl.DataFrame:
+    """TRANCHES of what `_tranches` gives."""
     drawn_by = pl.when(pl.col("draws") == "all").then(pl.lit([], dtype=pl.List(pl.String)))
-    tranches = TRANCHES.conform(
+    return TRANCHES.conform(
         terms.with_columns(drawn_by.otherwise(pl.concat_list("draws")).alias("draws")).select(
             *TRANCHES.columns
         )
     )
-    edges = sorted(
+
+
+def _edges(terms: pl.DataFrame) -> list[datetime]:
+    return sorted(
         {*terms["effective_from"], *terms["effective_until"], *terms["roll_over_until"].drop_nulls()}
     )
+
+
+def forfeits(books: Books, period: Period) -> bool:
+    """Whether a tranche that was paid ahead ends in a period: its usage since `committed_since` decides what is lost."""
+    ends = pl.col("effective_until").is_between(
+        pl.lit(period.start, dtype=INSTANT), pl.lit(period.until, dtype=INSTANT), closed="right"
+    )
+    return not paid_ahead(books).filter(ends).is_empty()
+
+
+def forfeited(served: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame:
+    """What was paid ahead to suppliers and never drawn, at the last quarter hour before its tranche ends: FORFEITED.
+
+    served: frames.SERVED from `committed_since` to the end of the period, which is already cut; of tranches that end
+    in it, money alone.
+    """
+    if not forfeits(books, period):
+        return FORFEITED.empty()
+    terms = _tranches(books)
+    so_far = Period("so far", committed_since(books, period.until, 0), period.until)
+    eligible = _eligible(served, books, terms, so_far, _edges(terms))
+    done = draw_down(_drawn_down(terms), eligible, period.until).tranches.filter(~pl.col("rolled"))
+    ahead = paid_ahead(books).select("supplier", "commitment", "effective_from", "currency")
+    ended = pl.col("effective_until").is_between(
+        pl.lit(period.start, dtype=INSTANT), pl.lit(period.until, dtype=INSTANT), closed="right"
+    )
+    return FORFEITED.conform(
+        done.filter(ended & (pl.col("shortfall") != 0))
+        .join(terms.select("holder", "commitment", "effective_from", "supplier"), on=_TRANCHE, validate="1:1")
+        .join(ahead, on=["supplier", "commitment", "effective_from"], validate="1:1")
+        .with_columns(
+            (pl.col("effective_until") - pl.lit(QUARTER)).alias("slice_start"),
+            pl.col("shortfall").alias("quanta"),
+        )
+    )
+
+
+_TRANCHE: Final = ["holder", "commitment", "effective_from"]
+
+
+def _commitments(served: pl.DataFrame, books: Books, until: datetime, run_rate_days: int) -> pl.DataFrame:
+    terms = _tranches(books)
+    if terms.is_empty():
+        return OBLIGATIONS.empty()
+    tranches = _drawn_down(terms)
+    edges = _edges(terms)
     last: datetime = edges[-1]
     since = committed_since(books, until, run_rate_days)
     eligible = _eligible(served, books, terms, Period("so far", since, until), edges)

@@ -4,7 +4,8 @@ from typing import Any
 
 import polars as pl
 
-from metering.core.obligations import committed_since, obligations
+from metering.core.closure import billing_slices, closure, rate_on_demand
+from metering.core.obligations import committed_since, forfeited, obligations
 from metering.frames import (
     BILL_LINES,
     CAPACITY_FEES,
@@ -14,6 +15,8 @@ from metering.frames import (
     SUPPLIER_COMMITMENTS,
     Books,
 )
+from metering.periods import parse_period
+from metering.results import COSTS, RECOGNISED
 from tests.core.example_books import books, prices
 from tests.text_tables import check, instant, read
 
@@ -201,3 +204,54 @@ def test_a_tranche_that_is_just_beginning_is_projected_from_what_was_used_before
         ahead | 0     | 10               | -          | 150       | 50      | 0         | 20
         """,
     )
+
+
+def test_what_was_paid_ahead_is_prepaid_until_it_is_drawn_and_lost_at_the_end() -> None:
+    """$1,000 paid ahead for a quarter, of which January draws 200, February 300 and March 100.
+
+    A bill for February says 310 and gives the 310 back as drawn: they are cost once, and no shortfall.
+    """
+    rows = ["quarter_start | uncached_input_tokens", "2026-01-05 12:00 | 200", "2026-02-05 12:00 | 300"]
+    usage = served("\n".join([*rows, "2026-03-05 12:00 | 100"]))
+    terms = commitments(
+        """
+        commitment | draws     | effective_from | effective_until | amount | shortfall_rule
+        ahead      | on_demand | 2026-01-01     | 2026-04-01      | 1_000  | forfeit
+        arrears    | capacity  | 2026-01-01     | 2026-04-01      | 5_000  | true_up
+        """
+    )
+    bill = read(
+        """
+        document | line | category | object_kind | object | amount | service_from | service_until | posted_month
+        paid     | 1    | charge   | commitment  | ahead  | 1_000  | 2026-01-01   | 2026-04-01    | 2026-01-01
+        feb      | 1    | charge   | on_demand   | -      |   310  | 2026-02-01   | 2026-03-01    | 2026-02-01
+        feb      | 2    | credit   | commitment  | ahead  |  -310  | 2026-02-01   | 2026-03-01    | 2026-02-01
+        """,
+        BILL_LINES,
+        supplier="cirrus",
+        currency="USD",
+    )
+    given = books(cost_books=PRICES, supplier_commitments=terms, bill_lines=bill)
+    told = []
+    for month in (parse_period(f"2026-0{number}") for number in (1, 2, 3, 4)):
+        # of the tranche's whole span, where it ends here
+        lost = forfeited(usage, given, month)
+        cost, unrated = rate_on_demand(usage, given, billing_slices(given, month))
+        done = closure(COSTS.empty(), RECOGNISED.empty(), cost, unrated, given, month, forfeited=lost)
+        terms_ = (
+            done.terms.filter(pl.col("term") != "unexplained").group_by("term").agg(pl.col("usage").sum())
+        )
+        amounts = dict(terms_.filter(pl.col("usage").is_not_null()).iter_rows())
+        ends = done.documents.select(pl.col("recognised_here", "billed_here", "change_in_prepaid").sum())
+        told.append((f"{month.start:%m}", amounts.get("shortfall", 0), *ends.row(0)))
+    # shortfall 1,000 - 200 - 310 - 100; billed - recognised is what prepaid gains: it ends as it began
+    assert told == [
+        ("01", 0, 200, 1_000, 800),
+        ("02", 0, 310, 0, -310),
+        ("03", 390, 490, 0, -490),
+        ("04", 0, 0, 0, 0),
+    ]
+    assert forfeited(usage, given, parse_period("2026-03-30..2026-04-01"))["quanta"].to_list() == [
+        390 * 10**12
+    ]
+    assert forfeited(usage, given, parse_period("2026-01-01..2026-03-31")).is_empty()
