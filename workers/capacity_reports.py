@@ -7,7 +7,8 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import Capacity, carve_out_pools, summarise_capacity
+from metering.core.burn import carve_out_pools
+from metering.core.capacity import Capacity, summarise_capacity
 from metering.core.shares import customer_shares, model_shares
 from metering.core.windows import (
     WINDOWS,

@@ -8,7 +8,8 @@ from typing import Any, Final
 import polars as pl
 from sqlalchemy import Connection
 
-from metering.core.capacity import capacity, carve_out_pools
+from metering.core.burn import carve_out_pools
+from metering.core.capacity import capacity
 from metering.core.costs import reach
 from metering.core.explain_capacity import CapacityCell, explain_capacity
 from metering.core.explain_closure import BASES, ClosureCell, explain_closure

@@ -7,7 +7,7 @@ from typing import Final
 import polars as pl
 
 from metering.core.allocation import served_costs
-from metering.core.capacity import weigh
+from metering.core.burn import weigh
 from metering.core.costs import Part, Supply, by_parts
 from metering.core.effective import edges, in_force, slices, with_slice
 from metering.core.fees import fees_earned

@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import burn_by_series, weights_in
+from metering.core.burn import burn_by_series, weights_in
 from metering.core.series import where
 from metering.frames import INSTANT, SUM, Books
 from metering.periods import QUARTER

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import polars as pl
 
-from metering.core.capacity import Capacity, burn_by_series, weights_in
+from metering.core.burn import burn_by_series, weights_in
+from metering.core.capacity import Capacity
 from metering.core.effective import in_force
 from metering.errors import BadInput
 from metering.frames import Books

@@ -6,7 +6,7 @@ from typing import Any, Final
 import polars as pl
 
 from metering.core.allocation import served_costs
-from metering.core.capacity import weigh
+from metering.core.burn import weigh
 from metering.core.costs import Part
 from metering.core.explain_words import money, units
 from metering.core.flows import carve_outs, in_pool

@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import denominators, weigh, weights_in
+from metering.core.burn import denominators, weigh, weights_in
 from metering.core.limit_cells import (
     WHO,
     as_instant,

@@ -6,7 +6,7 @@ from typing import Final
 import polars as pl
 
 from metering.core.allocation import served_costs
-from metering.core.capacity import carve_out_pools, weigh
+from metering.core.burn import carve_out_pools, weigh
 from metering.core.effective import with_slice
 from metering.core.rating import on_demand_price_sums
 from metering.core.series import where

@@ -5,7 +5,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import weigh
+from metering.core.burn import weigh
 from metering.core.series import identify
 from metering.frames import SUM, Books, Identified
 from metering.meters import METERS

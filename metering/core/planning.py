@@ -12,7 +12,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.core.capacity import denominators, weigh, weights_in
+from metering.core.burn import denominators, weigh, weights_in
 from metering.core.effective import edges, slices, with_slice
 from metering.core.exchange import rates, translate
 from metering.core.rating import on_demand_prices

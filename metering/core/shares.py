@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from metering.core.capacity import Capacity, burn_by_series, weights_in
+from metering.core.burn import burn_by_series, weights_in
+from metering.core.capacity import Capacity
 from metering.core.entitlement import burned_by_customer, entitled
 from metering.errors import WrongWorld
 from metering.frames import SUM, Books

@@ -4,7 +4,8 @@
 import polars as pl
 import pytest
 
-from metering.core.capacity import burn_by_series, capacity, summarise_capacity
+from metering.core.burn import burn_by_series
+from metering.core.capacity import capacity, summarise_capacity
 from metering.errors import BadInput, FrameBroken
 from metering.frames import MULTIPLIERS, POOL_USAGE, SET_ASIDE, SUM
 from metering.periods import parse_period
