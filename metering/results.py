@@ -598,7 +598,7 @@ UNRATED: Final = Frame(
 CELLS: Final = Frame(
     "CELLS",
     {
-        "of": pl.String,  # charge | cost | unused (capacity) | fee | ... (other revenue, by its name)
+        "of": pl.String,  # charge | cost | unused | carried (idle) | fee | ... (other revenue, by its name)
         "customer": pl.String,  # null: capacity that nobody used
         "provider": pl.String,  # of a cost
         "item": pl.String,  # the product sold; of a cost the model served; of a fee its name
@@ -606,7 +606,7 @@ CELLS: Final = Frame(
         "region": pl.String,
         "context_breakpoint": pl.Int32,
         "meter": pl.String,  # of unused capacity the dimension
-        "place": pl.String,  # of a cost: the pool that served it, or on_demand; of unused capacity the pool
+        "place": pl.String,  # of a cost: the pool that served it, or on_demand; of unused or idle capacity the pool
         "currency": pl.String,
         "quantity": SUM,  # of the meter; of unused capacity burn
         "gross": SUM,
@@ -618,6 +618,31 @@ CELLS: Final = Frame(
     ),
     nullable=frozenset(
         {"customer", "provider", "item", "tier", "region", "context_breakpoint", "meter", "place"}
+    ),
+)
+#: Charges that are a ratio of what the usage cost us (core.cells): sums of one thing sold, and served at one place.
+CHARGED_ON_COST: Final = Frame(
+    "CHARGED_ON_COST",
+    {
+        "customer": pl.String,
+        "product": pl.String,
+        "provider": pl.String,
+        "model_served": pl.String,
+        "tier_served": pl.String,
+        "region": pl.String,
+        "context_breakpoint": pl.Int32,
+        "meter": pl.String,
+        "place": pl.String,  # the pool that served it, or on_demand
+        "cost_currency": pl.String,
+        "currency": pl.String,  # of the charge
+        "quantity": SUM,
+        "cost": SUM,  # in its currency, counts of money.QUANTUM as gross and amount
+        "gross": SUM,
+        "amount": SUM,  # less discounts
+    },
+    key=(
+        *("customer", "product", "provider", "model_served", "tier_served", "region", "context_breakpoint"),
+        *("meter", "place", "cost_currency", "currency"),
     ),
 )
 #: What a unit of a pool's capacity cost at full rate: recognised / contracted (burn numerators).

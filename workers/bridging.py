@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from metering.core.bridge import Told, bridge
 from metering.core.cells import cells
+from metering.core.costs import usage_basis
 from metering.core.exchange import rates
 from metering.core.margin import margin
 from metering.delivery import columns
@@ -22,6 +23,8 @@ from metering.settings import Settings
 from workers.reports import known, recorded, unrated_notes
 
 BRIDGE_BY: Final = ("term", "customer")
+#: Bases of cost: usage, or loaded with the idle that customers carry.
+BASES: Final = ("usage", "loaded")
 _SUMS: Final = ("revenue", "cost", "margin")
 #: What a term is called where people read it.
 NAMES: Final = {
@@ -31,6 +34,10 @@ NAMES: Final = {
     "promotional_credit": "promotional credits",
 }
 _MOVERS: Final = 3
+#: What the term of an end is called: this and its period.
+_END: Final = "margin of "
+#: What is less is 0.00 in a table.
+_HALF_A_CENT: Final = Decimal("0.005")
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def bridge_report(
     by: str | None = None,
     segment: str | None = None,
     customer: str | None = None,
+    basis: str = "usage",
 ) -> Report:
     """What moved the margin from one period to the other, of the company, a segment or a customer.
 
@@ -59,9 +67,14 @@ def bridge_report(
     about = choose_by(by, BRIDGE_BY, ("term",), "bridge")
     if segment is not None and customer is not None:
         raise BadInput("--segment and --customer: give one of them, or none for the company")
+    if basis not in BASES:
+        raise BadInput(
+            f"--basis '{basis}' is no basis of cost that a bridge can stand on; give {' or '.join(BASES)}"
+        )
     currency = settings.reporting_currency
-    was, books = _read(connection, settings, old, as_of)
-    now, _ = _read(connection, settings, new, as_of)
+    loaded = basis == "loaded"
+    was, books = _read(connection, settings, old, as_of, loaded=loaded)
+    now, _ = _read(connection, settings, new, as_of, loaded=loaded)
     chosen = _chosen(books, was, now, segment, customer)
     parts = bridge(was.told, now.told, currency)
     ends = {name: each.told.totals for name, each in (("old", was), ("new", now))}
@@ -76,21 +89,29 @@ def bridge_report(
     laid_out = columns.in_currency(select(columns.BRIDGE, rows.columns), currency)
     return Report(
         name="bridge",
-        title=f"What moved the margin of {whose} from {old.name} to {new.name}",
+        title=f"What moved the {'loaded margin' if loaded else 'margin'} of {whose} from {old.name} to {new.name}",
         columns=laid_out,
         rows=rows,
         total=rows.clear(),
         provenance=now.provenance,
         notes=tuple(_notes(parts, was, now, currency)),
         empty="neither period has usage, fees or capacity in its complete part",
+        shown=_as_shown(rows),
     )
 
 
+def _as_shown(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows that a table shows: not those of which every amount is less than half a cent, but for the two ends."""
+    something = pl.any_horizontal(pl.col(name).abs() >= _HALF_A_CENT for name in _SUMS)
+    return rows.filter(something | pl.col("term").str.starts_with(_END))
+
+
 def _read(
-    connection: Connection, settings: Settings, period: Period, as_of: int | None
+    connection: Connection, settings: Settings, period: Period, as_of: int | None, *, loaded: bool
 ) -> tuple[_Read, Books]:
     provenance, books = known(connection, settings, period, as_of)
-    # the bridge is on the usage basis: what moves cost between customers is not needed
+    if not loaded:
+        books = usage_basis(books)
     usage = recorded(connection, books, provenance)
     computed = margin(
         usage.usage,
@@ -102,10 +123,12 @@ def _read(
         terms_usage=usage.terms_usage,
         complete_until=provenance.complete_until,
     )
-    totals = computed.lines.group_by("customer").agg(pl.col("revenue", "cost").sum())
-    found = cells(usage.usage, computed.supply, books, computed.earned)
+    cost = pl.col("cost_loaded" if loaded else "cost").sum().alias("cost")
+    totals = computed.lines.group_by("customer").agg(pl.col("revenue").sum(), cost)
+    found = cells(usage.usage, computed.supply, books, computed.earned, loaded=loaded)
     end = provenance.cut.until - DAY if provenance.cut.minutes else provenance.cut.start
-    at = _rates(books, found.cells["currency"].unique().to_list(), end, settings.reporting_currency)
+    currencies = pl.concat([found.cells["currency"], found.on_cost["currency"]]).unique().to_list()
+    at = _rates(books, currencies, end, settings.reporting_currency)
     return _Read(provenance, Told(found, totals, at), computed.unrated), books
 
 
@@ -164,9 +187,9 @@ def _by_term(parts: pl.DataFrame, ends: dict[str, pl.DataFrame], old: str, new: 
         return terms.select("term", *_SUMS).clear()
     return pl.concat(
         [
-            whole["old"].select(pl.lit(f"margin of {old}").alias("term"), *_SUMS),
+            whole["old"].select(pl.lit(f"{_END}{old}").alias("term"), *_SUMS),
             terms.select(_named().alias("term"), *_SUMS),
-            whole["new"].select(pl.lit(f"margin of {new}").alias("term"), *_SUMS),
+            whole["new"].select(pl.lit(f"{_END}{new}").alias("term"), *_SUMS),
         ]
     )
 

@@ -151,6 +151,14 @@ def bridge(
         str | None,
         typer.Option("--customer", metavar="NAME", help="Of one customer.", show_default=False),
     ] = None,
+    basis: Annotated[
+        str,
+        typer.Option(
+            "--basis",
+            metavar="usage|loaded",
+            help="Cost of usage alone, or with the idle that customers carry.",
+        ),
+    ] = "usage",
     form: Format = "table",
     output: Output = None,
 ) -> None:
@@ -163,7 +171,9 @@ def bridge(
         as_of,
         form,
         output,
-        lambda c, s, p, w: bridge_report(c, s, start, p, w, by=by, segment=segment, customer=customer),
+        lambda c, s, p, w: bridge_report(
+            c, s, start, p, w, by=by, segment=segment, customer=customer, basis=basis
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """Agreed: revenue that terms of contracts make of usage and time, on its way to the margin lines."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import polars as pl
 
@@ -19,6 +19,18 @@ _DISCOUNTS: Final = ("line_discount", "contract_discount", "fixed_discount", "ca
 _OTHER: Final = ("top_up", "overage_premium", "shortfall", "breakage", "promotional_credit")
 _ONE: Final = pl.lit(int(1 / QUANTUM), dtype=SUM)
 _NO_PRICE: Final = ("no_price", "no_price_book")
+
+
+class ChargedOnCost(NamedTuple):
+    """Charges that are a ratio of cost, by slice_start and series_id, in quanta.
+
+    of_cost: cost in its `cost_currency`, and gross in the `currency` charged. lines: gross and discount of both
+    together. unrated: flows of what has no cost, or no rate.
+    """
+
+    of_cost: pl.DataFrame
+    lines: pl.DataFrame
+    unrated: list[pl.DataFrame]
 
 
 def plain(usage: pl.DataFrame, books: Books) -> pl.DataFrame:
@@ -121,15 +133,13 @@ def _ratios(rows: pl.DataFrame, ratios: pl.DataFrame) -> pl.DataFrame:
     return rows.join(found, on=["quarter_start", "_book", "product"], how="left", validate="m:1")
 
 
-def cost_plus(part: Part, books: Books) -> list[pl.DataFrame]:
-    """Charges that are a ratio of what usage cost us, on the usage basis: flows of gross and of its discounts.
+def charged_on_cost(part: Part, books: Books) -> ChargedOnCost:
+    """What is charged as a ratio of what usage cost us, on the usage basis, per slice and series.
 
-    Per slice and series floor(ratio x cost), a cost in another currency being translated at the month_average of
-    the day; then the line discount, then the contract's. What has no cost, or no rate, has no charge either.
+    gross = floor(ratio x cost), a cost in another currency being translated at the month_average of the day; of
+    their sum the line discount, then the contract's.
     """
     ratios = _of_cost(books)
-    if ratios.is_empty():
-        return []
     used = part.flows.filter((pl.col("line") == "usage") & pl.col("series_id").is_not_null())
     known = part.known.series.select("series_id", "customer", "product")
     named = used.drop("customer", "product").join(known, on="series_id", validate="m:1")
@@ -150,36 +160,55 @@ def cost_plus(part: Part, books: Books) -> list[pl.DataFrame]:
     costs = costs.join(pl.concat(found), on=["day", "currency", "_charged_in"], how="left", validate="m:1")
     costs = costs.with_columns(translate(pl.col("quanta"), pl.col("rate")).alias("_told"))
     amount, _ = multiply_floor(pl.col("_told").abs(), pl.col("_ratio"), _ONE)
-    lines = costs.drop_nulls("_told").with_columns((amount * pl.col("_told").sign()).alias("gross"))
-    lines = discounted(
-        lines.rename({"product": "item"}).select(
-            *("quarter_start", "series_id", "customer", "contract", "item", "gross"),
-            pl.col("_charged_in").alias("currency"),
-        ),
-        books,
-    ).with_columns((pl.col("line_discount") + pl.col("contract_discount")).alias("discount"))
+    of_cost = (
+        costs.drop_nulls("_told")
+        .with_columns((amount * pl.col("_told").sign()).alias("gross"))
+        .rename({"product": "item", "currency": "cost_currency", "quanta": "cost", "_charged_in": "currency"})
+    )
+    lines = discounted(of_cost, books).with_columns(
+        (pl.col("line_discount") + pl.col("contract_discount")).alias("discount")
+    )
     lines = lines.rename({"quarter_start": "slice_start"}).drop("customer", "contract", "line")
-    charged = [
-        flow(lines.with_columns(pl.col(into).alias("quanta")), line="usage", side="charge", into=into)
-        for into in ("gross", "discount")
-    ]
     untold = costs.filter(pl.col("rate").is_null()).with_columns(
         multiply_floor(pl.col("quanta").abs(), pl.col("_ratio"), _ONE)[0].alias("quanta")
     )
     open_ = named.filter((pl.col("side") == "cost") & pl.col("reason").is_not_null())
-    return [
-        *charged,
-        flow(
-            untold.select(pl.col("quarter_start").alias("slice_start"), "series_id", "quanta", "currency"),
-            line="usage",
-            side="charge",
-            reason="no_exchange_rate",
+    return ChargedOnCost(
+        of_cost.select(
+            pl.col("quarter_start").alias("slice_start"),
+            *("series_id", "cost_currency", "cost", "currency", "gross"),
         ),
-        flow(
-            open_.select(
-                pl.col("quarter_start").alias("slice_start"), "series_id", "meter", "quantity", "reason"
+        lines,
+        [
+            flow(
+                untold.select(
+                    pl.col("quarter_start").alias("slice_start"), "series_id", "quanta", "currency"
+                ),
+                line="usage",
+                side="charge",
+                reason="no_exchange_rate",
             ),
-            line="usage",
-            side="charge",
-        ),
+            flow(
+                open_.select(
+                    pl.col("quarter_start").alias("slice_start"), "series_id", "meter", "quantity", "reason"
+                ),
+                line="usage",
+                side="charge",
+            ),
+        ],
+    )
+
+
+def cost_plus(part: Part, books: Books) -> list[pl.DataFrame]:
+    """Charges that are a ratio of cost: flows of gross and of its discounts.
+
+    What has no cost, or no rate, has no charge either.
+    """
+    if _of_cost(books).is_empty():
+        return []
+    made = charged_on_cost(part, books)
+    charged = [
+        flow(made.lines.with_columns(pl.col(into).alias("quanta")), line="usage", side="charge", into=into)
+        for into in ("gross", "discount")
     ]
+    return [*charged, *made.unrated]

@@ -7,8 +7,9 @@ from typing import Final, NamedTuple
 import polars as pl
 
 from metering.core.cells import ON_DEMAND, Cells
+from metering.core.pricing import PERCENTAGE
 from metering.money import decimal_to_quanta, from_quanta
-from metering.results import BRIDGE
+from metering.results import BRIDGE, CHARGED_ON_COST
 
 #: The terms in the order in which the new replaces the old; other revenue goes by its own name.
 TERMS: Final = (
@@ -35,6 +36,8 @@ OTHER_REVENUE: Final = (
     *("fee", "top_up", "overage_premium", "shortfall", "breakage", "promotional_credit"),
     "other_revenue",
 )
+_ON_COST: Final = tuple(name for name in CHARGED_ON_COST.key if name not in ("customer", "place"))
+_ON_COST_TERMS: Final = ("volume", "mix", "price", "discounts", "supplier_price", "utilization", "fx")
 _ONE: Final = 10**12
 
 
@@ -56,18 +59,28 @@ class _Cell(NamedTuple):
     amount: int
 
 
+class _OnCost(NamedTuple):
+    """A charge that is a ratio of cost: of each place what ran there and what that cost, and the whole charge."""
+
+    places: dict[str, _Cell]
+    gross: int
+    amount: int
+
+
 @dataclass
 class _Side:
-    """The cells of one customer: charges by what was sold, costs by what was served and where, the rest."""
+    """The cells of one customer: charges by what was sold, or as a ratio of cost; costs by what was served and
+    where; capacity that nobody used, or idle that was carried; the rest."""
 
     sold: dict[tuple[object, ...], _Cell] = field(default_factory=dict)
+    on_cost: dict[tuple[object, ...], _OnCost] = field(default_factory=dict)
     served: dict[tuple[object, ...], dict[str, _Cell]] = field(default_factory=dict)
-    unused: dict[tuple[object, ...], _Cell] = field(default_factory=dict)
+    idle: dict[tuple[str, str | None, str], _Cell] = field(default_factory=dict)
     other: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
-        return not (self.sold or self.served or self.other)
+        return not (self.sold or self.on_cost or self.served or self.idle or self.other)
 
 
 def bridge(old: Told, new: Told, currency: str) -> pl.DataFrame:
@@ -90,6 +103,7 @@ def bridge(old: Told, new: Told, currency: str) -> pl.DataFrame:
     sums of theirs; between a period and itself each is 0.
     """
     was, now = _by_customer(old.cells), _by_customer(new.cells)
+    turns = _turns(old, new, currency)
     sums_was, sums_now = _totals(old.totals), _totals(new.totals)
     used_was, used_now = _used(old.cells), _used(new.cells)
     rates = {**new.rates, **old.rates}
@@ -99,7 +113,7 @@ def bridge(old: Told, new: Told, currency: str) -> pl.DataFrame:
         before, after = was.get(customer, _Side()), now.get(customer, _Side())
         scale = _scale(used_was.get(customer), used_now.get(customer))
         steps: dict[tuple[str, str, str], int] = {}
-        for side, term, of_currency, change in _changes(before, after, scale, indices):
+        for side, term, of_currency, change in _changes(before, after, scale, indices, turns):
             key = (side, term, of_currency)
             steps[key] = steps.get(key, 0) + change
         named = {(of_side, term): 0 for of_side, term, _ in steps}
@@ -150,11 +164,17 @@ def _by_customer(made: Cells) -> dict[str | None, _Side]:
                 side.sold[*about, row["currency"]] = cell
             case "cost":
                 side.served.setdefault((row["provider"], *about, row["currency"]), {})[row["place"]] = cell
-            case "unused":
-                side.unused[row["place"], row["meter"], row["currency"]] = cell
+            case "unused" | "carried":
+                side.idle[row["place"], row["meter"], row["currency"]] = cell
             case name:
                 key = (name, row["currency"])
                 side.other[key] = side.other.get(key, 0) + cell.amount
+    for row in made.on_cost.iter_rows(named=True):
+        side = sides.setdefault(row["customer"], _Side())
+        about = tuple(row[name] for name in _ON_COST)
+        places, gross, amount = side.on_cost.get(about, _OnCost({}, 0, 0))
+        places[row["place"]] = _Cell(row["quantity"], row["cost"], row["cost"])
+        side.on_cost[about] = _OnCost(places, gross + row["gross"], amount + row["amount"])
     return sides
 
 
@@ -204,6 +224,25 @@ def _full_rates(old: Cells, new: Cells) -> dict[tuple[str, str | None, str], tup
     return found
 
 
+def _turns(old: Told, new: Told, into: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Old rate / new rate of a cost's currency into that of the charge on it: numerator, denominator."""
+    pairs = {
+        pair
+        for each in (old, new)
+        for pair in each.cells.on_cost.select("cost_currency", "currency").iter_rows()
+    }
+    found = {}
+    for cost, charge in pairs:
+        was_cost, was_charge, now_cost, now_charge = (
+            _ONE if name == into else told.rates.get(name, 0)
+            for told in (old, new)
+            for name in (cost, charge)
+        )
+        above, below = was_cost * now_charge, was_charge * now_cost
+        found[cost, charge] = (above, below) if cost != charge and above > 0 and below > 0 else (1, 1)
+    return found
+
+
 Change = tuple[str, str, str, int]
 
 
@@ -212,23 +251,33 @@ def _changes(
     after: _Side,
     scale: tuple[int, int] | None,
     indices: Mapping[tuple[str, str | None, str], tuple[int, int]],
+    turns: Mapping[tuple[str, str], tuple[int, int]],
 ) -> Iterator[Change]:
     """Of one customer: side, term, currency, change in quanta of it."""
     for key in {**before.sold, **after.sold}:
         terms = ("volume", "mix", "price", "discounts")
-        steps = _charge_steps(before.sold.get(key), after.sold.get(key), scale)
+        was, now = before.sold.get(key), after.sold.get(key)
+        if was and now and str(key[4]).startswith(PERCENTAGE):
+            charged, mixed = _charged(before, after, key)
+            was, now = was._replace(quantity=charged), now._replace(quantity=mixed)
+        steps = _charge_steps(was, now, scale)
         yield from _differences("revenue", terms, str(key[-1]), steps)
     for key in {**before.served, **after.served}:
         terms = ("volume", "mix", "supplier_price", "utilization")
         currency = str(key[-1])
         found = _cost_steps(before.served.get(key, {}), after.served.get(key, {}), scale, indices, currency)
         yield from _differences("cost", terms, currency, found)
-    for key in {**before.unused, **after.unused}:
-        pool, dimension, currency = (str(part) for part in key)
-        was, now = before.unused.get(key, _Cell(0, 0, 0)), after.unused.get(key, _Cell(0, 0, 0))
-        up, below = indices.get((pool, dimension, currency), (1, 1))
+    for key in {**before.on_cost, **after.on_cost}:
+        currencies = str(key[-2]), str(key[-1])
+        found = _on_cost_steps(
+            before.on_cost.get(key), after.on_cost.get(key), scale, indices, currencies[0], turns[currencies]
+        )
+        yield from _differences("revenue", _ON_COST_TERMS, currencies[1], found)
+    for key in {**before.idle, **after.idle}:
+        was, now = before.idle.get(key, _Cell(0, 0, 0)), after.idle.get(key, _Cell(0, 0, 0))
+        up, below = indices.get(key, (1, 1))
         steps = [was.amount, was.amount * up // below, now.amount]
-        yield from _differences("cost", ("supplier_price", "utilization"), currency, steps)
+        yield from _differences("cost", ("supplier_price", "utilization"), key[-1], steps)
     for name, currency in {**before.other, **after.other}:
         change = after.other.get((name, currency), 0) - before.other.get((name, currency), 0)
         yield "revenue", name, currency, change
@@ -237,6 +286,21 @@ def _changes(
 def _differences(side: str, terms: Iterable[str], currency: str, steps: list[int]) -> Iterator[Change]:
     for term, at, then in zip(terms, steps, steps[1:], strict=False):
         yield side, term, currency, then - at
+
+
+def _charged(before: _Side, after: _Side, of: tuple[object, ...]) -> tuple[int, int]:
+    """What the charges were that a percentage is of, and what they are at the new mix: its quantities."""
+    charged = mixed = 0
+    for key in {**before.sold, **after.sold}:
+        if (*key[:4], key[5]) != (*of[:4], of[5]) or str(key[4]).startswith(PERCENTAGE):
+            continue
+        was, now = before.sold.get(key), after.sold.get(key)
+        charged += was.gross if was else 0
+        if was and was.quantity:
+            mixed += was.gross * now.quantity // was.quantity if now else 0
+        else:
+            mixed += now.gross if now else 0
+    return charged, mixed
 
 
 def _charge_steps(was: _Cell | None, now: _Cell | None, scale: tuple[int, int] | None) -> list[int]:
@@ -281,6 +345,33 @@ def _cost_steps(
         else:
             supplied += runs * cell.amount // ran
     return [start, scaled, mixed, supplied, end]
+
+
+def _on_cost_steps(
+    was: _OnCost | None,
+    now: _OnCost | None,
+    scale: tuple[int, int] | None,
+    indices: Mapping[tuple[str, str | None, str], tuple[int, int]],
+    cost_currency: str,
+    turn: tuple[int, int],
+) -> list[int]:
+    """A charge that is a ratio of cost: as it was, at the new volume, mix, ratio, discount; then as its cost moved by
+    suppliers' prices and by utilization, all at the old exchange rate; and at the new."""
+    start, end = was.amount if was else 0, now.amount if now else 0
+    if scale is None:
+        return [start, *[end] * 7]
+    if was is None or now is None:
+        return [start, start * scale[0] // scale[1], *[end] * 6]
+    _, _, mixed_cost, supplied_cost, cost = _cost_steps(was.places, now.places, scale, indices, cost_currency)
+    scaled = start * scale[0] // scale[1]
+    ran = sum(cell.quantity for cell in was.places.values())
+    if ran == 0 or cost == 0 or was.gross == 0:
+        return [start, scaled, *[end] * 6]
+    up, below = turn
+    mixed = start * sum(cell.quantity for cell in now.places.values()) // ran
+    priced = now.gross * mixed_cost * start * up // (cost * was.gross * below)
+    discounted, supplied = (end * each * up // (cost * below) for each in (mixed_cost, supplied_cost))
+    return [start, scaled, mixed, priced, discounted, supplied, end * up // below, end]
 
 
 def _translated(quanta: int, of: str, into: str, rates: Mapping[str, int]) -> int:

@@ -1,11 +1,13 @@
 """Cells: what a period's revenue and cost were made of, per customer, in the currency that it was agreed in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Final
 
 import polars as pl
 
+from metering.core.agreed import charged_on_cost
 from metering.core.allocation import served_costs
 from metering.core.burn import weigh
 from metering.core.costs import Part, Supply, by_parts
@@ -17,7 +19,7 @@ from metering.core.revenue import Earned, under_terms
 from metering.frames import SUM, Books, Identified
 from metering.meters import METERS, TOKEN_METERS
 from metering.money import split_largest_remainder, to_quanta
-from metering.results import CELLS, FULL_RATES, USED_BY
+from metering.results import CELLS, CHARGED_ON_COST, FULL_RATES, USED_BY
 
 _SOLD: Final = ("customer", "product", "tier_sold", "region", "context_breakpoint")
 _SERVED: Final = ("customer", "provider", "model_served", "tier_served", "region", "context_breakpoint")
@@ -27,15 +29,21 @@ ON_DEMAND: Final = "on_demand"
 
 @dataclass(frozen=True)
 class Cells:
-    """cells: results.CELLS; full: results.FULL_RATES; used: results.USED_BY."""
+    """cells: results.CELLS; on_cost: results.CHARGED_ON_COST; full: results.FULL_RATES; used: results.USED_BY."""
 
     cells: pl.DataFrame
+    on_cost: pl.DataFrame
     full: pl.DataFrame
     used: pl.DataFrame
 
 
 def cells(
-    usage: pl.DataFrame | Identified, made: Supply, books: Books, earned: Earned | None = None
+    usage: pl.DataFrame | Identified,
+    made: Supply,
+    books: Books,
+    earned: Earned | None = None,
+    *,
+    loaded: bool = False,
 ) -> Cells:
     """Everything that the margin of a period is made of, summed to cells of one price.
 
@@ -43,14 +51,16 @@ def cells(
     cost one of what was served, one meter and where it ran: what a pool served in a quarter hour goes to series
     by burn (core.allocation) and within a series to its meters by theirs, largest remainder first. Capacity that
     nobody used is a cell of its pool and dimension. What has no price or cost has a quantity and no amount: it
-    is in no cell. Cells of one currency sum to the margin lines' amounts in it, exactly.
+    is in no cell. Cells of one currency, with charges that are a ratio of cost, which stand apart, sum to the
+    margin lines' amounts in it, exactly. loaded: also idle that customers carry, and its opposite of nobody.
     earned: what contracts under terms earned in the period (core.revenue): then their cells are gross at the prices in
     force, net after all discounts, in proportion to gross, and top-ups, credits and the rest of their waterfall.
     """
     found = [CELLS.empty()]
     used = [USED_BY.empty()]
+    on_cost = [CHARGED_ON_COST.empty()]
 
-    def of_part(part: Part) -> tuple[list[pl.DataFrame], pl.DataFrame]:
+    def of_part(part: Part) -> Cells:
         served = pl.col("counts_for").is_in(["charge_and_cost", "cost"])
         tokens = pl.sum_horizontal(pl.col(meter).cast(SUM) for meter in TOKEN_METERS).cast(SUM)
         by_customer = (
@@ -58,18 +68,32 @@ def cells(
             .group_by("customer")
             .agg(tokens.sum().alias("tokens"), pl.col("requests").sum().cast(SUM))
         )
-        return [_charges(part, books, earned), *_costs(part, made, books), _fees(part, books)], by_customer
+        of = [_charges(part, books, earned), *_costs(part, made, books), _fees(part, books)]
+        of += [_carried(part)] if loaded else []
+        return Cells(
+            pl.concat(of),
+            pl.concat([CHARGED_ON_COST.empty(), *_on_cost(part, made, books)]),
+            FULL_RATES.empty(),
+            by_customer,
+        )
 
-    for cells_of, used_in in by_parts(usage, made, books, of_part):
-        found += cells_of
-        used.append(used_in)
+    for part in by_parts(usage, made, books, of_part):
+        found.append(part.cells)
+        on_cost.append(part.on_cost)
+        used.append(part.used)
     found.append(_unused(made))
     if earned is not None:
         found += _earned(earned)
     key = list(CELLS.key)
     summed = pl.concat(found).group_by(key).agg(pl.col("quantity", "gross", "amount").sum())
     by_customer = pl.concat(used).group_by("customer").agg(pl.col("tokens", "requests").sum())
-    return Cells(CELLS.conform(summed), _full_rates(made), USED_BY.conform(by_customer))
+    charged = pl.concat(on_cost).group_by(CHARGED_ON_COST.key)
+    return Cells(
+        CELLS.conform(summed),
+        CHARGED_ON_COST.conform(charged.agg(pl.col("quantity", "cost", "gross", "amount").sum())),
+        _full_rates(made),
+        USED_BY.conform(by_customer),
+    )
 
 
 def _cell(rows: pl.DataFrame, of: str, **named: pl.Expr) -> pl.DataFrame:
@@ -109,16 +133,12 @@ def _earned(earned: Earned) -> Iterator[pl.DataFrame]:
     )
     rows = []
     for (series_id, currency), group in priced.group_by("series_id", "currency", maintain_order=True):
-        net, whole = nets.get((series_id, currency), 0), int(group["gross"].sum())
-        reached, told = 0, 0
-        for place, (meter, quantity, gross) in enumerate(
-            group.select("meter", "quantity", "gross").iter_rows(), start=1
+        parts_of_gross = group["gross"].to_list()
+        amounts = in_proportion(nets.get((series_id, currency), 0), parts_of_gross)
+        for (meter, quantity), gross, amount in zip(
+            group.select("meter", "quantity").iter_rows(), parts_of_gross, amounts, strict=True
         ):
-            # cumulated floors: the parts of a net sum to it, whatever their signs
-            reached += gross
-            upto = net if place == group.height or not whole else net * reached // whole
-            rows.append((series_id, currency, meter, quantity, gross, upto - told))
-            told = upto
+            rows.append((series_id, currency, meter, quantity, gross, amount))
     schema = {"series_id": pl.UInt32, "currency": pl.String, "meter": pl.String}
     schema |= dict.fromkeys(("quantity", "gross", "amount"), SUM)
     found = pl.DataFrame(rows, schema=schema, orient="row").join(
@@ -133,6 +153,93 @@ def _earned(earned: Earned) -> Iterator[pl.DataFrame]:
             .agg((pl.col(name).sum() * sign).cast(SUM).alias("amount"))
         )
         yield _cell(rest, name)
+
+
+def in_proportion(total: int, weights: Sequence[int]) -> list[int]:
+    """A total by weights of any sign, by cumulated floors: the parts sum to it; all of it is the last's, if they sum
+    to 0."""
+    whole = sum(weights)
+    reached = [*accumulate(weights[:-1], initial=0)]
+    upto = [total * weight // whole if whole else 0 for weight in reached] + [total]
+    return [after - before for before, after in pairwise(upto)]
+
+
+def _on_cost(part: Part, made: Supply, books: Books) -> Iterator[pl.DataFrame]:
+    """Charges that are a ratio of cost, by what was served and its meters, in proportion to their cost."""
+    if not (books.percentages["of"] == "cost").any():
+        return
+    charged = charged_on_cost(part, books)
+    by = ["series_id", "cost_currency"]
+    for (currency,), of_cost in charged.of_cost.group_by("currency", maintain_order=True):
+        only = of_cost.select("slice_start", "series_id").unique()
+        rated, _ = on_demand_costs(
+            part.sliced.rename({"quarter_start": "slice_start"})
+            .join(only, on=["slice_start", "series_id"], how="semi")
+            .rename({"slice_start": "quarter_start"}),
+            books,
+        )
+        bought = rated.group_by("series_id", "meter", "currency").agg(
+            pl.col("quantity").sum(), to_quanta(pl.col("amount")).sum().alias("amount")
+        )
+        places = pl.concat(
+            [
+                bought.with_columns(pl.lit(ON_DEMAND).alias("place")),
+                pool_cost_by_meter(part, made, books, only).join(
+                    part.known.series.select("series_id", pl.col("pool").alias("place")),
+                    on="series_id",
+                    validate="m:1",
+                ),
+            ],
+            how="diagonal",
+        ).rename({"currency": "cost_currency", "amount": "cost"})
+        gross = {row[:2]: row[2] for row in of_cost.group_by(by).agg(pl.col("gross").sum()).iter_rows()}
+        net = dict(
+            charged.lines.filter(pl.col("currency") == currency)
+            .group_by("series_id")
+            .agg((pl.col("gross") - pl.col("discount")).sum())
+            .iter_rows()
+        )
+        rows = []
+        for (series_id,), group in places.sort("series_id", "cost_currency", "place", "meter").group_by(
+            "series_id", maintain_order=True
+        ):
+            parts_of_gross: list[int] = []
+            for (cost_currency,), cells in group.group_by("cost_currency", maintain_order=True):
+                parts_of_gross += in_proportion(
+                    gross.get((series_id, cost_currency), 0), cells["cost"].to_list()
+                )
+            amounts = in_proportion(net.get(series_id, 0), parts_of_gross)
+            rows.append(
+                group.with_columns(
+                    pl.Series("gross", parts_of_gross, dtype=SUM), pl.Series("amount", amounts, dtype=SUM)
+                )
+            )
+        if rows:
+            told = pl.concat(rows).join(
+                part.known.series.select("series_id", "product", *_SERVED), on="series_id", validate="m:1"
+            )
+            yield (
+                told.group_by(*(name for name in CHARGED_ON_COST.key if name != "currency"))
+                .agg(pl.col("quantity", "cost", "gross", "amount").sum())
+                .with_columns(pl.lit(currency).alias("currency"))
+                .select(*CHARGED_ON_COST.columns)
+            )
+
+
+def _carried(part: Part) -> pl.DataFrame:
+    """Idle that series and customers carry, and its opposite of the pool, which nobody carries then."""
+    of_series = part.known.series.select(
+        "series_id", pl.col("customer").alias("_customer"), pl.col("pool").alias("_pool")
+    )
+    rows = part.flows.filter(pl.col("into") == "idle_share").join(
+        of_series, on="series_id", how="left", validate="m:1"
+    )
+    rows = rows.with_columns(
+        pl.coalesce("customer", "_customer").alias("customer"), pl.coalesce("pool", "_pool").alias("place")
+    )
+    return _cell(
+        rows.group_by("customer", "place", "currency").agg(pl.col("quanta").sum().alias("amount")), "carried"
+    )
 
 
 def _charges(part: Part, books: Books, earned: Earned | None) -> pl.DataFrame:
@@ -180,8 +287,13 @@ def _costs(part: Part, made: Supply, books: Books) -> Iterator[pl.DataFrame]:
     yield _cell(rows, "cost", item=pl.col("model_served"), tier=pl.col("tier_served"), place=pl.col("pool"))
 
 
-def pool_cost_by_meter(part: Part, made: Supply, books: Books) -> pl.DataFrame:
-    """What each series cost in its pool, by meter: series_id, meter, currency, quantity, amount in quanta."""
+def pool_cost_by_meter(
+    part: Part, made: Supply, books: Books, only: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """What each series cost in its pool, by meter: series_id, meter, currency, quantity, amount in quanta.
+
+    only: slice_start and series_id of what is asked for; None: everything.
+    """
     first, last = pl.lit(part.cut["slice_start"].min()), pl.lit(part.cut["slice_until"].max())
     costs = made.pool_cost.filter(pl.col("quarter_start").is_between(first, last, closed="left"))
     minutes = made.capacity.utilization.filter(pl.col("minute").is_between(first, last, closed="left"))
@@ -193,7 +305,7 @@ def pool_cost_by_meter(part: Part, made: Supply, books: Books) -> pl.DataFrame:
     rows = (
         part.known.rows.join(series.select("series_id", "pool"), on="series_id", validate="m:1")
         .join(bought, on=["pool", "quarter_start"], how="semi")
-        .select("quarter_start", "series_id", "pool", *METERS)
+        .select("quarter_start", "slice_start", "series_id", "pool", *METERS)
     )
     grid = minutes.select("pool", "dimension").unique()
     tables = books.burndown.join(grid, on=["pool", "dimension"], how="semi"), books.multipliers
@@ -201,6 +313,11 @@ def pool_cost_by_meter(part: Part, made: Supply, books: Books) -> pl.DataFrame:
     served = served_costs(
         weighed.join(series.select("series_id", "pool"), on="series_id", validate="m:1"), costs, minutes
     )
+    if only is not None:
+        here = ["slice_start", "series_id"]
+        served = with_slice(served, part.cut, at="quarter_start").join(only, on=here, how="semi")
+        rows = rows.join(only, on=here, how="semi")
+    rows = rows.drop("slice_start")
     served = (
         served.group_by("series_id", "dimension", "currency")
         .agg(pl.col("cost").sum())

@@ -5,21 +5,33 @@ from decimal import Decimal
 
 import polars as pl
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from metering.core.bridge import Told, bridge
 from metering.core.cells import Cells, cells
 from metering.core.costs import supply
 from metering.core.margin import margin
 from metering.core.revenue import earned, under_terms
-from metering.frames import POOL_USAGE
+from metering.frames import PERCENTAGES, POOL_USAGE
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
-from metering.results import CELLS, FULL_RATES, USED_BY, Frame
+from metering.results import CELLS, CHARGED_ON_COST, FULL_RATES, USED_BY, Frame
 from tests.core.worlds import PERIOD, START, World, supplied
 from tests.oracle.demand_worlds import demand_world
 from tests.text_tables import check, read
 
 relaxed = settings(deadline=None, max_examples=3, suppress_health_check=list(HealthCheck))
+ON_COST = {
+    "product": "chat",
+    "provider": "own",
+    "model_served": "large",
+    "tier_served": "standard",
+    "region": "us-west",
+    "context_breakpoint": 0,
+    "meter": "output_tokens",
+    "cost_currency": "USD",
+    "currency": "USD",
+}
 QUANTUM = Decimal("0.000000000001")
 TOTALS = Frame(
     "TOTALS",
@@ -28,10 +40,18 @@ TOTALS = Frame(
 )
 
 
-def told(text: str, full: str, used: str, totals: str, rates: dict[str, int] | None = None) -> Told:
+def told(
+    text: str,
+    full: str,
+    used: str,
+    totals: str,
+    rates: dict[str, int] | None = None,
+    on_cost: str | None = None,
+) -> Told:
     """A period in quanta: every figure of the tables is one of 10^-12."""
     made = Cells(
         read(text, CELLS, currency="USD"),
+        read(on_cost, CHARGED_ON_COST, **ON_COST) if on_cost else CHARGED_ON_COST.empty(),
         read(full, FULL_RATES, pool="block", dimension="all", currency="USD", denominator=1),
         read(used, USED_BY, requests=1),
     )
@@ -122,7 +142,89 @@ def test_exchange_rates_are_what_is_left_when_everything_else_was_replaced():
     )
 
 
-def of_period(world: World, period: Period) -> Told:
+def test_a_charge_on_cost_moves_as_its_cost_does():
+    """Cost 100 for 100 in the pool, then 480 for 200: 120 of them there, at twice the full rate 240, and 80 on demand
+    240. Charged 1.2 of cost less 10 %, then 1.5 less 20 %.
+
+    Charge: 108; twice the tokens 216; at 1.5 instead of 1.2 it is 270; less 20 % instead of 10 % 240; the pool twice
+    as dear 480; and as it ran, for 480 and not for the 400 of the pool alone, 576.
+    """
+    cost = "of | customer | item | meter | place | quantity | amount | gross\n cost | acme | large | output_tokens | "
+    was = told(
+        f"{cost} block | 100 | 100 | 100",
+        "recognised | contracted\n 100 | 100",
+        "customer | tokens\n acme | 100",
+        "customer | revenue | cost\n acme | 108 | 100",
+        on_cost="customer | place | quantity | cost | gross | amount\n acme | block | 100 | 100 | 120 | 108",
+    )
+    now = told(
+        f"{cost} block | 120 | 240 | 240\n cost | acme | large | output_tokens | on_demand | 80 | 240 | 240",
+        "recognised | contracted\n 200 | 100",
+        "customer | tokens\n acme | 200",
+        "customer | revenue | cost\n acme | 576 | 480",
+        on_cost="customer | place | quantity | cost | gross | amount\n"
+        " acme | block | 120 | 240 | 360 | 288\n acme | on_demand | 80 | 240 | 360 | 288",
+    )
+    check(
+        in_quanta(bridge(was, now, "USD")),
+        """
+        customer | term           | revenue | cost | margin
+        acme     | volume         | 108     | 100  | 8
+        acme     | price          | 54      | 0    | 54
+        acme     | discounts      | -30     | 0    | -30
+        acme     | supplier_price | 240     | 200  | 40
+        acme     | utilization    | 96      | 80   | 16
+        """,
+    )
+
+
+def test_a_charge_on_a_cost_in_another_currency_moves_by_the_rate_too():
+    """Charged 1.2 of EUR 100 at 1.10 = $132, then of EUR 100 at 1.20 = $144: only the rate moved, cost and charge."""
+    sides = [
+        told(
+            "of | customer | item | meter | place | quantity | amount | gross | currency\n"
+            " cost | acme | large | output_tokens | on_demand | 100 | 100 | 100 | EUR",
+            "recognised | contracted\n 1 | 1",
+            "customer | tokens\n acme | 100",
+            f"customer | revenue | cost\n acme | {charge} | {cost}",
+            {"EUR": rate * 10**10},
+            "customer | place | quantity | cost | gross | amount | cost_currency\n"
+            f" acme | on_demand | 100 | 100 | {charge} | {charge} | EUR",
+        )
+        for rate, charge, cost in ((110, 132, 110), (120, 144, 120))
+    ]
+    check(
+        in_quanta(bridge(*sides, "USD")),
+        "customer | term | revenue | cost | margin\n acme | fx | 12 | 10 | 2",
+    )
+
+
+def test_a_percentage_of_charges_moves_as_they_do():
+    """10 % of 200 is 20. Twice the tokens, at twice the price: 800, and 15 % of it 120. The new price makes 40 into 120
+    of the percentage, and 400 into 800 of what it is of."""
+    header = "of | customer | item | meter | quantity | gross | amount"
+    none = "recognised | contracted\n 1 | 1"
+    was, now = (
+        told(
+            f"{header}\n charge | acme | chat | output_tokens | {tokens} | {charged} | {charged}\n"
+            f" charge | acme | chat | % support | 0 | {support} | {support}",
+            none,
+            f"customer | tokens\n acme | {tokens}",
+            f"customer | revenue | cost\n acme | {charged + support} | 0",
+        )
+        for tokens, charged, support in ((100, 200, 20), (200, 800, 120))
+    )
+    check(
+        in_quanta(bridge(was, now, "USD")),
+        """
+        customer | term   | revenue | cost | margin
+        acme     | volume | 220     | 0    | 220
+        acme     | price  | 480     | 0    | 480
+        """,
+    )
+
+
+def of_period(world: World, period: Period, *, loaded: bool = False) -> Told:
     made = margin(
         world.usage,
         world.pool_usage,
@@ -132,8 +234,15 @@ def of_period(world: World, period: Period) -> Told:
         pool_customer_usage=world.pool_customer_usage,
         complete_until=PERIOD.until,
     )
-    totals = made.lines.group_by("customer").agg(pl.col("revenue", "cost").sum())
-    return Told(cells(world.usage, made.supply, world.books), totals, {"CHF": 10**12, "EUR": 10**12})
+    cost = pl.col("cost_loaded" if loaded else "cost").sum().alias("cost")
+    totals = made.lines.group_by("customer").agg(pl.col("revenue").sum(), cost)
+    found = cells(world.usage, made.supply, world.books, made.earned, loaded=loaded)
+    # euros have no rate in these worlds, so that the margin holds the charges in dollars
+    charged = found.cells.filter(of="charge", currency="USD"), found.on_cost.filter(currency="USD")
+    for name, told_as in (("gross", "gross"), ("charge", "amount")):
+        quanta = made.lines.select(to_quanta(pl.col(name)).sum()).item()
+        assert sum(each[told_as].sum() for each in charged) == quanta
+    return Told(found, totals, {"CHF": 10**12, "EUR": 10**12})
 
 
 def change(old: Told, new: Told) -> dict[str | None, tuple[int, int]]:
@@ -151,17 +260,29 @@ def only(made: Told, customer: str | None) -> Told:
     """What the period is of one customer alone."""
     mine = pl.col("customer").eq_missing(pl.lit(customer, dtype=pl.String))
     return Told(
-        Cells(made.cells.cells.filter(mine), made.cells.full, made.cells.used.filter(mine)),
+        Cells(
+            made.cells.cells.filter(mine),
+            made.cells.on_cost.filter(mine),
+            made.cells.full,
+            made.cells.used.filter(mine),
+        ),
         made.totals.filter(mine),
         made.rates,
     )
 
 
 @relaxed
-@given(supplied())
-def test_the_terms_sum_to_the_change_and_to_those_of_each_customer(world):
+@given(supplied(), st.booleans(), st.booleans())
+def test_the_terms_sum_to_the_change_and_to_those_of_each_customer(world, loaded, at_cost):
     middle = START + 6 * QUARTER
-    old, new = (of_period(world, Period("half", *span)) for span in ((START, middle), (middle, PERIOD.until)))
+    if at_cost:
+        ratios = (
+            "charge | ratio | item\n cost plus | 1.2 | -\n cost plus | 0.333333 | m1\n uplift | 0.000001 | m2"
+        )
+        dated = {"of": "cost", "book": "gold", "currency": "USD", "effective_from": START + QUARTER}
+        world = replace(world, books=replace(world.books, percentages=read(ratios, PERCENTAGES, **dated)))
+    spans = (START, middle), (middle, PERIOD.until)
+    old, new = (of_period(world, Period("half", *span), loaded=loaded) for span in spans)
     parts = in_quanta(bridge(old, new, "USD"))
     sums = parts.group_by("customer").agg(pl.col("revenue", "cost").sum())
     found = {row[0]: row[1:] for row in sums.select("customer", "revenue", "cost").rows() if any(row[1:])}
