@@ -105,6 +105,7 @@ series = Table(
     CheckConstraint("ran_on IN ('pool', 'overflow', 'on_demand')", name="ran_on"),
     CheckConstraint("counts_for IN ('charge_and_cost', 'cost', 'charge')", name="counts_for"),
     CheckConstraint("ran_on = 'on_demand' OR pool IS NOT NULL", name="pool"),
+    Index(None, "customer"),
 )
 usage_events = Table(
     "usage_events",
