@@ -31,6 +31,7 @@ from metering.core.windows import pool_costs
 from metering.delivery.report import Provenance
 from metering.errors import BadInput
 from metering.frames import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Books
+from metering.meters import METERS
 from metering.periods import Period, parse_period
 from metering.results import CAPACITY_CUSTOMERS, LINE_KEY
 from metering.settings import Settings
@@ -60,7 +61,9 @@ _WITHOUT_POOLS: Final = (
     "fee",
     *("top_up", "overage_premium", "shortfall", "breakage", "promotional_credit"),
     "cost_on_demand",
+    "requests",
     "billable_requests",
+    *METERS,
 )
 #: Columns that other customers' entitlements decide.
 _MOVED: Final = ("margin_loaded", "cost_loaded", "cost_by_cause", "idle_share", "cause_shift")
@@ -177,21 +180,26 @@ def _computed(
         pools = [] if column in _WITHOUT_POOLS and not at_cost else _pools_of(mine)
     if where.get("line") == "fee":
         pools = []
-    months = reach(books, cut, provenance.complete_until)
     if pools is None:
-        usage = [read_usage(connection, months.start, months.until, as_of)]
+        months = reach(books, cut, provenance.complete_until)
+        read = read_usage(connection, months.start, months.until, as_of)
         by_minute = read_pool_usage(connection, months.start, months.until, as_of)
         by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of)
         used = books
     else:
         used = _of_pools(books, pools)
-        months = reach(used, cut, provenance.complete_until)
-        usage = [mine.filter(~pl.col("pool").is_in(pools).fill_null(value=False))]
-        by_minute, by_customer = POOL_USAGE.empty(), POOL_CUSTOMER_USAGE.empty()
+        read, by_minute, by_customer = mine, POOL_USAGE.empty(), POOL_CUSTOMER_USAGE.empty()
         if pools:
-            usage.append(read_usage(connection, months.start, months.until, as_of, pools))
-            by_minute = read_pool_usage(connection, months.start, months.until, as_of, pools)
-    read = pl.concat(usage)
+            # what a pool costs is shared quarter hour by quarter hour: others count where the customer used it
+            met = pl.col("pool").is_in(pools)
+            quarters = mine.filter(met)["quarter_start"].unique().sort()
+            beside = read_usage(
+                connection, cut.start, cut.until, as_of, pools, quarters=quarters.to_list()
+            ).filter(pl.col("customer") != customer)
+            read = pl.concat([mine, beside])
+            by_minute = read_pool_usage(connection, cut.start, cut.until, as_of, pools).filter(
+                pl.col("minute").dt.truncate("15m").is_in(quarters.implode())
+            )
     computed = margin(
         read,
         by_minute,

@@ -18,7 +18,7 @@ from metering.money import MONEY
 from metering.periods import DAY, Period
 from metering.results import CAPACITY_CUSTOMERS
 from metering.settings import Settings
-from metering.store.rollups import read_usage
+from metering.store.rollups import read_usage_of
 from workers.reports import capacity_report, known
 
 #: What stands in no total: they pay nothing, or not yet.
@@ -30,7 +30,7 @@ def read_reached(connection: Connection, reached: pl.DataFrame, as_of: int | Non
     """frames.USAGE of customers, each over its own span (core.revenue.REACH)."""
     spans = reached.group_by("effective_from", "effective_until").agg(pl.col("customer").sort())
     parts = [
-        read_usage(connection, start, until, as_of, customers=customers)
+        read_usage_of(connection, start, until, as_of, customers)
         for start, until, customers in spans.sort("effective_from", "effective_until").iter_rows()
     ]
     return pl.concat([USAGE.empty(), *parts])

@@ -208,14 +208,17 @@ def read_usage(
     as_of: int | None,
     pools: Sequence[str] | None = None,
     customers: Sequence[str] | None = None,
+    quarters: Sequence[datetime] | None = None,
 ) -> pl.DataFrame:
     """Usage per quarter hour and series dimensions in [start, until): a USAGE frame.
 
     `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`. `pools`: only
-    requests meant for these; `customers`: only theirs; None for all.
+    requests meant for these; `customers`: only theirs; `quarters`: only these quarter hours; None for all.
     """
     raw = driver(connection)
     where = _span("quarter_start", start, until, as_of, raw) + _meant_for(pools, raw) + _of(customers, raw)
+    if quarters is not None:
+        where += sql.SQL(" AND quarter_start = ANY({})").format(sql.Literal(list(quarters))).as_string(raw)
     return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER).told(USAGE)
 
 
