@@ -191,15 +191,11 @@ def _computed(
         read, by_minute, by_customer = mine, POOL_USAGE.empty(), POOL_CUSTOMER_USAGE.empty()
         if pools:
             # what a pool costs is shared quarter hour by quarter hour: others count where the customer used it
-            met = pl.col("pool").is_in(pools)
-            quarters = mine.filter(met)["quarter_start"].unique().sort()
-            beside = read_usage(
-                connection, cut.start, cut.until, as_of, pools, quarters=quarters.to_list()
-            ).filter(pl.col("customer") != customer)
+            quarters = mine.filter(pl.col("pool").is_in(pools))["quarter_start"].unique().sort().to_list()
+            span = (cut.start, cut.until, as_of, pools)
+            beside = read_usage(connection, *span, quarters=quarters).filter(pl.col("customer") != customer)
             read = pl.concat([mine, beside])
-            by_minute = read_pool_usage(connection, cut.start, cut.until, as_of, pools).filter(
-                pl.col("minute").dt.truncate("15m").is_in(quarters.implode())
-            )
+            by_minute = read_pool_usage(connection, *span, quarters=quarters)
     computed = margin(
         read,
         by_minute,

@@ -511,10 +511,14 @@ def read_pool_usage(
     until: datetime,
     as_of: int | None,
     pools: Sequence[str] | None = None,
+    quarters: Sequence[datetime] | None = None,
 ) -> pl.DataFrame:
-    """Usage per minute of requests meant for a pool, in [start, until): POOL_USAGE; `as_of`, `pools` as above."""
+    """Usage per minute of requests meant for a pool, in [start, until): POOL_USAGE; the others as above."""
     raw = driver(connection)
     where = _span("minute", start, until, as_of, raw)
+    if quarters is not None:
+        inside = sql.SQL(" AND date_bin('15 minutes', minute, '2000-01-01T00:00Z') = ANY({})")
+        where += inside.format(sql.Literal(list(quarters))).as_string(raw)
     if pools is not None:
         where += sql.SQL(" AND pool = ANY({})").format(sql.Literal(list(pools))).as_string(raw)
     told = _occurring(connection, "pool_minutes", where)
