@@ -8,6 +8,7 @@ import polars as pl
 
 from metering.core.effective import edges, in_force
 from metering.core.series import identify, numbered
+from metering.core.sums import largest
 from metering.errors import BadInput
 from metering.frames import INSTANT, SUM, Books
 from metering.meters import METERS, TOKEN_METERS
@@ -108,9 +109,9 @@ def _weighed_in(
         inside = met_by_row.is_in(weights["_met"].implode())
         rows, place = rows.filter(inside), weights["_met"].search_sorted(met_by_row.filter(inside))
     multiplier = weights["multiplier"]
-    quantity = {meter: _largest(rows[meter]) for meter in METERS}
-    weight = {meter: _largest(weights[_weight(meter)]) for meter in METERS}
-    bound = _largest(multiplier) * sum(quantity[meter] * weight[meter] for meter in METERS)
+    quantity = {meter: largest(rows[meter]) for meter in METERS}
+    weight = {meter: largest(weights[_weight(meter)]) for meter in METERS}
+    bound = largest(multiplier) * sum(quantity[meter] * weight[meter] for meter in METERS)
     weighing = [meter for meter in METERS if quantity[meter] and weight[meter]]
     told = rows.select(at, "series_id")
     if bound < 2**63 and bound * rows.height <= EXACT_MAX:
@@ -123,7 +124,7 @@ def _weighed_in(
         multiplier.gather(place), *(weights[_weight(meter)].gather(place) for meter in METERS)
     )
     guess = pl.col("multiplier").cast(pl.Float64) * pl.sum_horizontal(
-        pl.col(meter).abs().cast(pl.Float64) * pl.col(_weight(meter)).cast(pl.Float64) for meter in METERS
+        pl.col(meter).cast(pl.Float64).abs() * pl.col(_weight(meter)).cast(pl.Float64) for meter in METERS
     )
     if (wide.select(guess.sum()).item() or 0) > 0.99 * EXACT_MAX:
         worst = (
@@ -136,13 +137,6 @@ def _weighed_in(
         pl.col(meter).cast(SUM) * pl.col(_weight(meter)) for meter in METERS
     ).cast(SUM)
     return told.with_columns(wide.select(burn.cast(SUM).alias("burn")).to_series())
-
-
-def _largest(values: pl.Series) -> int:
-    """The largest magnitude of integers, 0 where there are none."""
-    if values.is_empty():
-        return 0
-    return max(int(values.max()), -int(values.min()))  # type: ignore[arg-type]  # integers
 
 
 def _weight(meter: str) -> str:

@@ -29,7 +29,7 @@ from metering.core.idle import carried_by_burn, carried_by_entitlement
 from metering.core.rating import on_demand_cost_sums
 from metering.core.recognition import recognised
 from metering.core.series import known_usage, numbered, where
-from metering.core.sums import sums_at
+from metering.core.sums import largest, sums_at
 from metering.errors import BadInput
 from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, SUM, SUMS, USAGE, Books, Identified
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, refuse_beyond
@@ -348,10 +348,13 @@ def _spans(usage: pl.DataFrame, period: Period) -> list[Period]:
 
 
 def _refuse_beyond_exact(known: Identified) -> None:
-    totals = known.rows.select(pl.col(*SUMS).abs().cast(pl.Float64).sum())
+    rows = known.rows
     for name in SUMS:
-        if totals[name].item() > 0.99 * EXACT_MAX:
-            last = Identified(known.series, known.rows.sort(pl.col(name).abs()).tail(1))
+        if largest(rows[name]) * rows.height <= 0.99 * EXACT_MAX:
+            continue
+        size = pl.col(name).cast(SUM).abs()
+        if rows.select(size.cast(pl.Float64).sum()).item() > 0.99 * EXACT_MAX:
+            last = Identified(known.series, rows.sort(size).tail(1))
             worst = last.told(USAGE).row(0, named=True)
             raise BadInput(
                 f"{name} is beyond what can be summed exactly, most of it in {worst}; void those events"
@@ -365,7 +368,7 @@ def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
     cut = made.cut.filter(inside("slice_start"))
     known = Identified(known.series, with_slice(known.rows, cut, at="quarter_start"))
     sliced = (
-        _summed(known.rows)
+        summed(known.rows)
         .join(known.series, on="series_id", validate="m:1")
         .rename({"slice_start": "quarter_start"})
     )
@@ -393,7 +396,7 @@ def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
     return Part(cut, known, sliced, pl.concat(flows))
 
 
-def _summed(rows: pl.DataFrame) -> pl.DataFrame:
+def summed(rows: pl.DataFrame) -> pl.DataFrame:
     """Sums by slice and series."""
     starts = rows["slice_start"].unique().sort()
     at = starts.to_physical().search_sorted(rows["slice_start"].to_physical())

@@ -9,6 +9,7 @@ import polars as pl
 
 from metering.core.effective import in_force
 from metering.core.series import identify
+from metering.core.sums import largest
 from metering.frames import SUM, Books
 from metering.meters import METERS
 from metering.money import AMOUNT_MAX, EXACT_MAX, MONEY, refuse_beyond, to_quanta
@@ -275,10 +276,10 @@ def _summed(
     prices = _wide_prices(keys, book, silent)
     place = known.rows["series_id"].to_numpy()
     quantity = {meter: ready[meter] for meter in METERS}
-    largest = {meter: _largest(values) for meter, values in quantity.items()}
-    met = [meter for meter in METERS if largest[meter]]
-    bound = sum(largest[meter] * (prices[meter].max() or 0) for meter in met)  # type: ignore[operator,misc]  # integers
-    if bound > AMOUNT_MAX * 10**12 or max(largest.values()) > EXACT_MAX:
+    most = {meter: largest(values) for meter, values in quantity.items()}
+    met = [meter for meter in METERS if most[meter]]
+    bound = sum(most[meter] * (prices[meter].max() or 0) for meter in met)  # type: ignore[operator,misc]  # integers
+    if bound > AMOUNT_MAX * 10**12 or max(most.values()) > EXACT_MAX:
         return nothing, rows
     whole = prices["one_currency"].to_numpy()[place]
     # a row that counts nothing with a price has no amount: nothing says its currency
@@ -309,10 +310,6 @@ def _summed(
     ).filter(pl.Series(whole & counted))
     rest = pl.concat([rows.filter(pl.col("reason").is_not_null()), ready.filter(pl.Series(~whole))])
     return sums, rest
-
-
-def _largest(values: pl.Series) -> int:
-    return max(int(values.max() or 0), -int(values.min() or 0))  # type: ignore[arg-type]  # integers
 
 
 def _wide_prices(keys: pl.DataFrame, book: pl.DataFrame, silent: pl.DataFrame) -> pl.DataFrame:
