@@ -30,10 +30,12 @@ SERVERS_FOLDER: Final = Path("var/bench-sandbox")
 RESULTS: Final = Path("var/bench/latest.json")
 _DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin", "capacity")
 #: Those that need no servers.
-_FROM_FILES: Final = frozenset({"margin", "capacity", "capacity-tenfold"})
+_FROM_FILES: Final = frozenset({"margin", "margin-tenfold", "margin-million", "capacity", "capacity-tenfold"})
 #: Those that take long, or that only a change of the program asks for.
 PARTS: Final = (
     *_DEFAULT_PARTS,
+    "margin-tenfold",
+    "margin-million",
     "capacity-tenfold",
     "grow",
     "freshness",
@@ -221,6 +223,14 @@ def main(given: Sequence[str] | None = None) -> None:
                 print_profile(ground, scale, console)
     if "margin" in parts:
         results.measures += margin.margin_measures(scale.margin_rows, scale.margin_customers, say)
+    if "margin-tenfold" in parts:
+        results.measures += margin.margin_measures(
+            10 * scale.margin_rows, scale.margin_customers, say, stated=True
+        )
+    if "margin-million" in parts:
+        results.measures += margin.margin_measures(
+            scale.margin_rows, 100 * scale.margin_customers, say, stated=True
+        )
     if "capacity" in parts:
         results.measures += capacity.capacity_measures(scale.pools, scale.entitled_customers, say)
     if "capacity-tenfold" in parts:

@@ -32,9 +32,9 @@ from metering.frames import (
     POOL_USAGE,
     PRICES,
     SUMS,
-    USAGE,
     Books,
     Frame,
+    Identified,
 )
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from metering.periods import MINUTE, QUARTER, Period, month_start, next_month_start
@@ -42,7 +42,8 @@ from metering.periods import MINUTE, QUARTER, Period, month_start, next_month_st
 SECONDS_MAX: Final = 5.0
 MEBIBYTES_MAX: Final = 2_048
 _CHILD_SECONDS_MAX: Final = 600.0
-_USAGE_FILE: Final = "usage.parquet"
+_SERIES_FILE: Final = "series.parquet"
+USAGE_FILE: Final = "usage.parquet"
 _POOL_USAGE_FILE: Final = "pool_usage.parquet"
 _MONTH: Final = date(2026, 10, 1)
 _POOL: Final = "block-a"
@@ -73,7 +74,7 @@ def month() -> Period:
     return Period(f"{_MONTH:%Y-%m}", month_start(_MONTH), next_month_start(_MONTH))
 
 
-def synthetic_usage(rows: int, customers: int, seed: int = 11) -> pl.DataFrame:
+def synthetic_usage(rows: int, customers: int, seed: int = 11) -> Identified:
     """`rows` distinct USAGE rows of a month, spread evenly over customers, series and quarter hours."""
     generator = np.random.default_rng(seed)
     period = month()
@@ -81,16 +82,29 @@ def synthetic_usage(rows: int, customers: int, seed: int = 11) -> pl.DataFrame:
     drawn = np.unique(generator.integers(0, places, rows + rows // 5 + 100))
     kept = np.sort(generator.permutation(drawn)[:rows])
     assert len(kept) == rows, f"{rows} rows do not fit {customers} customers in a month"
-    # sorted by quarter, then customer: as they come from the rollups
-    series, kept = kept % len(_SERIES), kept // len(_SERIES)
-    customer, quarter = kept % customers, kept // customers
-    texts: dict[str, tuple[list[str | None], Any]] = {
-        "customer": ([f"customer-{number:05d}" for number in range(customers)], customer),
-        "product": ([one[0] for one in _SERIES], series),
-        "model_served": ([one[0] for one in _SERIES], series),
-        "pool": ([one[1] for one in _SERIES], series),
-        "ran_on": ([one[2] for one in _SERIES], series),
-    }
+    # sorted by quarter, then series: as they come from the rollups
+    series, quarter = kept % (customers * len(_SERIES)), kept // (customers * len(_SERIES))
+    start = int(period.start.timestamp()) * 1_000_000
+    frame = pl.DataFrame(
+        {
+            "quarter_start": start + quarter * (QUARTER // timedelta(microseconds=1)),
+            "series_id": series.astype(np.uint32),
+        }
+    )
+    sums = (
+        pl.Series(name, generator.integers(1, 50 if name == "requests" else 100_000, rows, np.int64))
+        for name in SUMS
+    )
+    return Identified(_series(customers), frame.with_columns(pl.col("quarter_start").cast(INSTANT), *sums))
+
+
+def _series(customers: int) -> pl.DataFrame:
+    """The series of every customer, numbered in the order of their dimensions."""
+    each = pl.DataFrame(
+        [(one[0], one[0], one[1], one[2]) for one in _SERIES],
+        schema=dict.fromkeys(("product", "model_served", "pool", "ran_on"), pl.String),
+        orient="row",
+    )
     constants = {
         "tier_sold": "standard",
         "tier_served": "standard",
@@ -98,31 +112,28 @@ def synthetic_usage(rows: int, customers: int, seed: int = 11) -> pl.DataFrame:
         "region": "us-east",
         "counts_for": "charge_and_cost",
     }
-    start = int(period.start.timestamp()) * 1_000_000
-    frame = pl.DataFrame({"quarter_start": start + quarter * (QUARTER // timedelta(microseconds=1))})
-    frame = frame.with_columns(
-        pl.col("quarter_start").cast(INSTANT),
-        *(
-            pl.Series(name, names, dtype=pl.String).gather(pl.Series(at)).alias(name)
-            for name, (names, at) in texts.items()
-        ),
-        *(pl.lit(value).alias(name) for name, value in constants.items()),
-        pl.lit(0, dtype=DIMENSIONS["context_breakpoint"]).alias("context_breakpoint"),
-        *(
-            pl.Series(
-                name, generator.integers(1, 50 if name == "requests" else 100_000, rows, np.int32)
-            ).cast(dtype)
-            for name, dtype in SUMS.items()
-        ),
-    )
-    return frame.select(*USAGE.columns)
+    series = _names(customers).join(each, how="cross")
+    series = series.with_columns(pl.lit(value).alias(name) for name, value in constants.items())
+    series = series.with_columns(pl.lit(0, dtype=pl.Int32).alias("context_breakpoint"))
+    dims = list(DIMENSIONS)
+    return series.select(dims).sort(dims, nulls_last=False).with_row_index("series_id")
 
 
-def pool_usage_of(usage: pl.DataFrame) -> pl.DataFrame:
+def _names(customers: int) -> pl.DataFrame:
+    return pl.DataFrame({"customer": [f"customer-{number:07d}" for number in range(customers)]})
+
+
+def pool_usage_of(usage: Identified) -> pl.DataFrame:
     """The pool minutes of the same traffic: every quarter hour spread over its minutes, nothing lost."""
     key = [name for name in POOL_USAGE.key if name != "minute"]
+    meant = usage.series.filter(pl.col("pool").is_not_null()).select("series_id", *key)
+    kinds = meant.select(key).unique().with_row_index("_kind")
+    numbered = meant.join(kinds, on=key, validate="m:1").select("series_id", "_kind")
     quarters = (
-        usage.filter(pl.col("pool").is_not_null()).group_by("quarter_start", *key).agg(pl.col(*SUMS).sum())
+        usage.rows.join(numbered, on="series_id", validate="m:1")
+        .group_by("quarter_start", "_kind")
+        .agg(pl.col(*SUMS).sum())
+        .join(kinds, on="_kind", validate="m:1")
     )
     minutes = [
         quarters.with_columns(
@@ -140,7 +151,7 @@ def pool_usage_of(usage: pl.DataFrame) -> pl.DataFrame:
 def synthetic_books(customers: int) -> Books:
     """Customers with a contract and a monthly fee each, one price book, one cost book, one pool."""
     since = datetime(2026, 1, 1, tzinfo=UTC)
-    names = pl.DataFrame({"customer": [f"customer-{number:05d}" for number in range(customers)]})
+    names = _names(customers)
     tokens = [name for name in METERS if name != "accelerator_ms"]
     grid = pl.DataFrame({"item": _PRODUCTS}).join(_breakpoints(), how="cross")
     prices = grid.join(pl.DataFrame({"meter": tokens}), how="cross")
@@ -213,20 +224,23 @@ def filled(rows: pl.DataFrame, frame: Frame, **constants: object) -> pl.DataFram
 def write_rollups(folder: Path, rows: int, customers: int) -> None:
     """Make the rollups and leave them in `folder`, so that another process starts with nothing but them."""
     usage = synthetic_usage(rows, customers)
-    usage.write_parquet(folder / _USAGE_FILE)
+    usage.series.write_parquet(folder / _SERIES_FILE)
+    usage.rows.write_parquet(folder / USAGE_FILE)
     pool_usage_of(usage).write_parquet(folder / _POOL_USAGE_FILE)
 
 
 def report(folder: Path, customers: int) -> Report:
     """Read the rollups of `folder`, make the books, compute the margin lines: only that is on the clock."""
-    usage, pool_usage = (pl.read_parquet(folder / name) for name in (_USAGE_FILE, _POOL_USAGE_FILE))
+    files = (_SERIES_FILE, USAGE_FILE, _POOL_USAGE_FILE)
+    series, rows, pool_usage = (pl.read_parquet(folder / name) for name in files)
+    usage = Identified(series, rows)
     books = synthetic_books(customers)
     reset_peak()
     began = time.perf_counter()
     lines = margin(usage, pool_usage, books, month(), "USD").lines
     seconds = time.perf_counter() - began
     assert lines["charge"].sum() > 0, "usage that is priced has a charge"
-    return Report(usage.height, customers, lines.height, seconds, peak_bytes())
+    return Report(rows.height, customers, lines.height, seconds, peak_bytes())
 
 
 def reset_peak() -> None:
@@ -236,25 +250,38 @@ def reset_peak() -> None:
         clear.write_text("5")
 
 
-def margin_measures(rows: int, customers: int, progress: Progress) -> list[Measure]:
-    """The report in a process of its own, from files. Goals hold for 10,000 customers and 5 million rollup rows."""
+def margin_measures(rows: int, customers: int, progress: Progress, *, stated: bool = False) -> list[Measure]:
+    """The report, and the aggregation beside DuckDB's, in processes of their own, from files.
+
+    Goals hold for 10,000 customers and 5 million rollup rows; stated: the report alone, without one.
+    """
     progress(f"margin of a month: {customers:,} customers, {rows:,} rollup rows")
     with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
         write_rollups(Path(folder), rows, customers)
-        command = [sys.executable, "-m", "bench.margin", folder, str(customers)]
-        ended = subprocess.run(
-            command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False, timeout=_CHILD_SECONDS_MAX
-        )
-    if ended.returncode != 0:
-        raise Unavailable(
-            f"the margin report ended with exit code {ended.returncode}; its messages are above"
-        )
-    told = Report(**json.loads(ended.stdout))
+        told = Report(**_in_child("bench.margin", folder, str(customers)))
+        summed = {} if stated else _in_child("bench.aggregation", folder)
     name = f"month margin, {told.customers:,} customers, {told.rows:,} rows"
+    peak = mebibytes(told.peak_bytes)
+    if stated:
+        return [Measure(name, told.seconds, "s"), Measure(f"{name}: peak memory", peak, "MiB")]
+    sums = f"sums of {summed['rows']:,} rows by day and series, against DuckDB"
     return [
         Measure(name, told.seconds, "s", SECONDS_MAX, 1.0, "at most"),
-        Measure(f"{name}: peak memory", mebibytes(told.peak_bytes), "MiB", MEBIBYTES_MAX, 1.0, "at most"),
+        Measure(f"{name}: peak memory", peak, "MiB", MEBIBYTES_MAX, 1.0, "at most"),
+        Measure(sums, summed["seconds"], "s", summed["duckdb_seconds"], 1.0, "at most"),
     ]
+
+
+def _in_child(module: str, *arguments: str) -> dict[str, Any]:
+    """What a module of the bench prints as JSON, run as a process of its own."""
+    command = [sys.executable, "-m", module, *arguments]
+    ended = subprocess.run(
+        command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False, timeout=_CHILD_SECONDS_MAX
+    )
+    if ended.returncode != 0:
+        raise Unavailable(f"{module} ended with exit code {ended.returncode}; its messages are above")
+    found: dict[str, Any] = json.loads(ended.stdout)
+    return found
 
 
 if __name__ == "__main__":

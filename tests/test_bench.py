@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import polars as pl
 import psycopg
 import pytest
 
-from bench import capacity, ingesting, ledger, margin
+from bench import aggregation, capacity, ingesting, ledger, margin
 from bench.__main__ import main
 from bench.copying import read_transactions
 from bench.measures import Measure, write_json
@@ -16,6 +17,7 @@ from bench.sampling import sampled
 from bench.servers import Ground, prepared
 from bench.stream import Stream
 from metering.errors import BadInput
+from metering.frames import USAGE
 from sandbox import postgres, servers
 
 EVENTS = 700
@@ -85,6 +87,9 @@ def test_a_margin_report_is_measured(tmp_path: Path) -> None:
     assert (told.rows, told.customers) == (2_000, 20)
     assert told.lines > 0
     assert told.peak_bytes > 0
+    summed = aggregation.compared(tmp_path)
+    assert summed.rows == 2_000
+    assert min(summed.seconds, summed.duckdb_seconds) > 0
 
 
 def test_a_capacity_report_is_measured(tmp_path: Path) -> None:
@@ -99,7 +104,7 @@ def test_a_capacity_report_is_measured(tmp_path: Path) -> None:
 def test_pool_minutes_hold_what_the_quarters_hold() -> None:
     usage = margin.synthetic_usage(2_000, 20)
     minutes = margin.pool_usage_of(usage)
-    meant = usage.filter(usage["pool"].is_not_null())
+    meant = usage.told(USAGE).filter(pl.col("pool").is_not_null())
     assert minutes["accelerator_ms"].sum() == meant["accelerator_ms"].sum()
 
 
