@@ -8,10 +8,11 @@ from metering.core.costs import Part
 from metering.core.effective import in_force, with_slice
 from metering.core.exchange import rates, translate
 from metering.core.flows import flow, gaps
+from metering.core.pricing import ratios_in_force
 from metering.core.revenue import Earned, under_terms
 from metering.core.waterfall import discounted
 from metering.frames import DIMENSIONS, SUM, Books
-from metering.money import QUANTUM, multiply_floor, to_quanta
+from metering.money import QUANTUM, multiply_floor
 
 _SPAN: Final = ["effective_from", "effective_until"]
 _DISCOUNTS: Final = ("line_discount", "contract_discount", "fixed_discount", "capped")
@@ -108,27 +109,12 @@ def _not_at_cost(unpriced: pl.DataFrame, books: Books) -> pl.DataFrame:
 
 
 def _ratios(rows: pl.DataFrame, ratios: pl.DataFrame) -> pl.DataFrame:
-    """Rows (quarter_start, _book, product) with the sum of ratios of cost in force, `_ratio`, and `_charged_in`.
-
-    A charge's ratio for the product goes before its ratio for all products.
-    """
-    asked = rows.select("quarter_start", "_book", "product").unique()
-    names = ratios.select(pl.col("book").alias("_book"), "charge").unique()
-    each = asked.join(names, on="_book")
-    dated = ratios.select(
-        pl.col("book").alias("_book"), "charge", *_SPAN, "item", to_quanta(pl.col("ratio")), "currency"
-    )
-    own = dated.drop_nulls("item").rename({"item": "product"})
-    rest = dated.filter(pl.col("item").is_null()).select(
-        "_book", "charge", *_SPAN, pl.col("ratio").alias("_any"), pl.col("currency").alias("_any_in")
-    )
-    each = in_force(each, own, at="quarter_start", by=["_book", "charge", "product"])
-    each = in_force(each, rest, at="quarter_start", by=["_book", "charge"])
+    """Rows (quarter_start, _book, product) with the sum of ratios of cost in force, `_ratio`, and `_charged_in`."""
+    asked = rows.select("quarter_start", pl.col("_book").alias("book"), pl.col("product").alias("item"))
     found = (
-        each.with_columns(pl.coalesce("ratio", "_any").alias("_ratio"))
-        .drop_nulls("_ratio")
-        .group_by("quarter_start", "_book", "product")
-        .agg(pl.col("_ratio").sum(), pl.coalesce("currency", "_any_in").first().alias("_charged_in"))
+        ratios_in_force(asked, ratios)
+        .group_by("quarter_start", pl.col("book").alias("_book"), pl.col("item").alias("product"))
+        .agg(pl.col("ratio").sum().alias("_ratio"), pl.col("charged_in").first().alias("_charged_in"))
     )
     return rows.join(found, on=["quarter_start", "_book", "product"], how="left", validate="m:1")
 

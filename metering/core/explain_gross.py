@@ -308,8 +308,9 @@ class Priced:
         named = in_force(rows, bound, at="slice_start", by=["customer"])
         found = []
         for (product, book), mine in named.group_by("product", "book", maintain_order=True):
-            said = self._books.percentages.filter(
-                (pl.col("book") == book) & (pl.col("of") == "cost") & _about(str(product))
+            said = _about(
+                self._books.percentages.filter((pl.col("book") == book) & (pl.col("of") == "cost")),
+                str(product),
             )
             charges = " and ".join(
                 f"{charge} {shortest(ratio)}"
@@ -321,16 +322,20 @@ class Priced:
         return sorted(found, key=lambda node: node.name)
 
     def _ratios(self, book: str, charge: str, product: str) -> str:
-        said = self._books.percentages.filter(
-            (pl.col("book") == book) & (pl.col("charge") == charge) & _about(product)
+        said = _about(
+            self._books.percentages.filter((pl.col("book") == book) & (pl.col("charge") == charge)), product
         )
         return " then ".join(
             shortest(ratio) for ratio in said.sort("effective_from")["ratio"].unique(maintain_order=True)
         )
 
 
-def _about(product: str) -> pl.Expr:
-    return pl.col("item").is_null() | (pl.col("item") == product)
+def _about(percentages: pl.DataFrame, product: str) -> pl.DataFrame:
+    """Those of a product; of a charge that has none for it, those of all products."""
+    own = percentages.filter(pl.col("item") == product)
+    return pl.concat(
+        [own, percentages.filter(pl.col("item").is_null()).join(own, on=["book", "charge"], how="anti")]
+    )
 
 
 def _by_tiers(tiers: Sequence[Mapping[str, Any]], currency: str) -> list[Node]:

@@ -367,9 +367,7 @@ def _split(rows: pl.DataFrame, asked: pl.DataFrame) -> pl.DataFrame:
 
 def _percentages(priced: pl.DataFrame, books: Books) -> pl.DataFrame:
     """Lines of charges that are a ratio of other charges, by quarter hour and series; of gaps nothing is charged."""
-    ratios = books.percentages.filter(pl.col("of") == "charge").with_columns(
-        pl.col("item").fill_null(_ANY).alias("_of")
-    )
+    ratios = books.percentages.filter(pl.col("of") == "charge")
     if ratios.is_empty():
         return priced.clear()
     sums = priced.group_by("quarter_start", "series_id", "customer", "contract", "item", "currency").agg(
@@ -377,12 +375,8 @@ def _percentages(priced: pl.DataFrame, books: Books) -> pl.DataFrame:
     )
     bound = books.contracts.select("customer", *_SPAN, pl.col("price_book").alias("book"))
     sums = in_force(sums, bound, at="quarter_start", by=["customer"])
-    asked = sums.join(ratios.select("book", "charge", "_of").unique(), on="book").filter(
-        pl.col("_of").is_in([_ANY]) | (pl.col("_of") == pl.col("item"))
-    )
-    dated = ratios.select("book", "charge", "_of", *_SPAN, to_quanta(pl.col("ratio")).alias("_ratio"))
-    found = in_force(asked, dated, at="quarter_start", by=["book", "charge", "_of"]).drop_nulls("_ratio")
-    amount, _ = multiply_floor(pl.col("gross").abs(), pl.col("_ratio"), pl.lit(int(1 / QUANTUM), dtype=SUM))
+    found = sums.join(ratios_in_force(sums, ratios).drop("charged_in"), on=["quarter_start", "book", "item"])
+    amount, _ = multiply_floor(pl.col("gross").abs(), pl.col("ratio"), pl.lit(int(1 / QUANTUM), dtype=SUM))
     return (
         found.with_columns((amount * pl.col("gross").sign()).alias("gross"))
         .with_columns(pl.format(f"{PERCENTAGE}{{}}", "charge").alias("meter"))
@@ -391,3 +385,28 @@ def _percentages(priced: pl.DataFrame, books: Books) -> pl.DataFrame:
         .with_columns(pl.lit(None, dtype=pl.String).alias("rule"))
         .select(priced.columns)
     )
+
+
+def ratios_in_force(rows: pl.DataFrame, ratios: pl.DataFrame) -> pl.DataFrame:
+    """The percentages in force for each (quarter_start, book, item) of rows: once each, with `charge`, `ratio` (a
+    count of 10**-12) and `charged_in`, its currency.
+
+    ratios: of frames.PERCENTAGES. A charge's ratio for the item goes before its ratio for all items; charges of
+    different names stand side by side.
+    """
+    asked = rows.select("quarter_start", "book", "item").unique()
+    each = asked.join(ratios.select("book", "charge").unique(), on="book")
+    dated = ratios.select(
+        *("book", "charge", "item", *_SPAN),
+        to_quanta(pl.col("ratio")),
+        pl.col("currency").alias("charged_in"),
+    )
+    general = dated.filter(pl.col("item").is_null()).select(
+        *("book", "charge", *_SPAN), pl.col("ratio").alias("_any"), pl.col("charged_in").alias("_any_in")
+    )
+    own = ["book", "charge", "item"]
+    each = in_force(each, dated.drop_nulls("item"), at="quarter_start", by=own)
+    each = in_force(each, general, at="quarter_start", by=["book", "charge"])
+    return each.select(
+        *("quarter_start", *own), pl.coalesce("ratio", "_any"), pl.coalesce("charged_in", "_any_in")
+    ).drop_nulls("ratio")

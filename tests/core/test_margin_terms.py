@@ -88,6 +88,40 @@ def test_a_shortfall_is_a_line_of_its_own():
     )
 
 
+def test_a_product_that_has_a_cost_plus_of_its_own_is_not_charged_that_of_all_too():
+    """Cost $500 at 1.5 of its own, where all pay 1.2: 750; a charge of another name adds its 0.1: 800."""
+    percent = read(
+        """
+        charge    | ratio | item
+        cost plus | 1.2   | -
+        cost plus | 1.5   | large
+        handling  | 0.1   | -
+        """,
+        PERCENTAGES,
+        book="standard",
+        effective_from="2026-01-01",
+        of="cost",
+        currency="USD",
+    )
+    books = terms(price_books=DOLLAR.clear(), percentages=percent, cost_books=ON_DEMAND)
+    usage = a.usage(
+        """
+        quarter_start    | product | model_served | output_tokens
+        2026-03-02 00:00 | large   | large        | 1_000_000_000
+        2026-03-02 00:00 | code    | large        | 1_000_000_000
+        """,
+        provider="cirrus",
+    )
+    check(
+        summarise(of_march(usage, books).lines, ["product"], books),
+        """
+        product | gross | revenue | cost
+        large   | 800   | 800     | 500
+        code    | 650   | 650     | 500
+        """,
+    )
+
+
 def test_cost_plus_is_a_ratio_of_what_the_usage_cost():
     """Cost $500 x 1.2, less 10 %: 540. What has no cost has no charge either, and is unrated on both sides."""
     percent = read(

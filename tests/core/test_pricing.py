@@ -415,7 +415,7 @@ def test_the_own_region_comes_first_and_there_hours_then_rules_then_unit_prices(
     check(money(told, "region", "rule"), "region | rule | gross\n eu | - | 4\n us | us | 2\n asia | all | 3")
 
 
-def test_a_percentage_is_of_the_charges_of_its_product_or_of_all() -> None:
+def test_a_percentage_is_of_the_charges_of_its_product_or_else_of_all() -> None:
     books = priced(
         "model\n unit",
         "unit_price\n 3",
@@ -423,13 +423,13 @@ def test_a_percentage_is_of_the_charges_of_its_product_or_of_all() -> None:
             "price_books": a.prices("item | meter | unit_price\n small | output_tokens | 1_000_000"),
             "percentages": read(
                 """
-                charge  | ratio | item
-                support | 0.10  | large
-                levy    | 0.01  | -
+                charge  | ratio | item  | effective_from | effective_until
+                support | 0.10  | large | 2026-01-01     | -
+                levy    | 0.01  | -     | 2026-01-01     | -
+                levy    | 0.05  | small | 2026-01-08     | 2026-01-09
                 """,
                 PERCENTAGES,
                 book="standard",
-                effective_from="2026-01-01",
                 of="charge",
                 currency="USD",
             ),
@@ -443,8 +443,12 @@ def test_a_percentage_is_of_the_charges_of_its_product_or_of_all() -> None:
         2026-01-05    | small   | charge_and_cost | 10
         2026-01-06    | small   | charge_and_cost | 10
         2026-01-06    | small   | charge          | -10
+        2026-01-08    | large   | charge_and_cost | 30
+        2026-01-08    | small   | charge_and_cost | 10
+        2026-01-09    | small   | charge_and_cost | 10
         """,
     )
+    # the levy of the small one is 5 % for a day: its own goes before that of all products
     check(
         money(done.lines, "quarter_start", "item", "meter").filter(pl.col("gross") != 0),
         """
@@ -454,6 +458,13 @@ def test_a_percentage_is_of_the_charges_of_its_product_or_of_all() -> None:
         2026-01-05    | large | % levy        | 0        | 0.90
         2026-01-05    | small | output_tokens | 10       | 10
         2026-01-05    | small | % levy        | 0        | 0.10
+        2026-01-08    | large | output_tokens | 30       | 90
+        2026-01-08    | large | % support     | 0        | 9
+        2026-01-08    | large | % levy        | 0        | 0.90
+        2026-01-08    | small | output_tokens | 10       | 10
+        2026-01-08    | small | % levy        | 0        | 0.50
+        2026-01-09    | small | output_tokens | 10       | 10
+        2026-01-09    | small | % levy        | 0        | 0.10
         """,
     )
 

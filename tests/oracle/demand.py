@@ -218,13 +218,15 @@ def _price(
 
 
 def _percentages(found: Charges, book: Book, contract: Row) -> None:
-    """Charges that are a ratio of the others of their line, of a product or of all."""
+    """Charges that are a ratio of the others of their line: of its product, or if there is none of all."""
     lines: dict[Line, int] = defaultdict(int)
     for (at, series, _), amount in found.gross.items():
         lines[at, series] += amount
-    for row in book.of("percentages", book=contract["price_book"], of="charge"):
-        for (at, series), amount in lines.items():
-            if holds(row, at) and row["item"] in (None, _said(series, "product")):
+    for (at, series), amount in lines.items():
+        for item in (None, _said(series, "product")):
+            for row in book.of("percentages", book=contract["price_book"], of="charge", item=item):
+                if not holds(row, at):
+                    continue
                 part = floor(abs(amount) * Fraction(row["ratio"])) * (1 if amount > 0 else -1)
                 found.gross[at, series, f"% {row['charge']}"] = part
 

@@ -271,20 +271,23 @@ def _tiers(dice: Random, rule: str, model: str) -> list[Row]:
 
 
 def _percentages(dice: Random) -> list[Row]:
-    return [
-        {
-            "book": "list",
-            "charge": name,
-            "effective_from": dice.choice([instant("2025-01-01"), _edge(dice)]),
-            "effective_until": None,
-            "ratio": dice.choice([Decimal("0.1"), Decimal("1.2"), Decimal("0.333333")]),
-            "of": "charge",
-            "item": dice.choice([None, "code"]),
-            "currency": "USD",
-        }
-        for name in ("support", "uplift")
-        if dice.random() < 0.2
-    ]
+    rows: list[Row] = []
+    for name in ("support", "uplift"):
+        for item in dice.choice([[], [], [], [None], ["code"], [None, "code"]]):
+            since = dice.choice([instant("2025-01-01"), _edge(dice)])
+            rows.append(
+                {
+                    "book": "list",
+                    "charge": name,
+                    "effective_from": since,
+                    "effective_until": dice.choice([None, since + QUARTER * dice.randint(1, 40_000)]),
+                    "ratio": dice.choice([Decimal("0.1"), Decimal("1.2"), Decimal("0.333333")]),
+                    "of": "charge",
+                    "item": item,
+                    "currency": "USD",
+                }
+            )
+    return rows
 
 
 def _hours(dice: Random) -> list[Row]:
