@@ -2,15 +2,23 @@
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metering.catalog import books, plan
 from metering.catalog.objects import CatalogObjects, body, from_body
+from metering.catalog.terms import Fee
+from metering.core.effective import slices
+from metering.core.fees import fees_earned
 from metering.meters import METERS
+from metering.periods import DAY, Period
 from tests.test_catalog import AT, SOUND, faults_of, instant, objects_of
 
 TERMS = """\
@@ -824,26 +832,53 @@ def test_terms_become_frames(tmp_path: Path) -> None:
     ]
 
 
-def test_a_commitment_that_another_contract_interrupts_is_committed_once(tmp_path: Path) -> None:
-    """The contract left the catalog, and one that was agreed since holds from March to June."""
-    entries = objects_of(tmp_path, TERMS).entries
-    old, between = entries["contract", "acme-2026"], entries["contract", "cobb-team"]
-    span = {"effective_from": instant("2026-03-01"), "effective_until": instant("2026-06-01")}
-    item = between.item.model_copy(update={"contract": "acme-spring", "customer": "acme", **span})
-    made = books(
-        CatalogObjects(
-            {
-                **entries,
-                ("contract", "acme-2026"): replace(old, ended_at=instant("2026-09-01")),
-                ("contract", "acme-spring"): replace(between, item=item, catalog_revision=1),
-            }
-        ),
-        2,
-    )
+@settings(max_examples=6)
+@given(st.lists(st.integers(-30, 400), min_size=2, max_size=2, unique=True), st.integers(1, 365))
+def test_what_is_agreed_once_is_earned_once_whatever_contracts_interrupt_it(
+    tmp_path_factory: pytest.TempPathFactory, days: list[int], ended: int
+) -> None:
+    """The contract left the catalog, and one that was agreed since holds for some days of it."""
+    start = instant("2026-01-01")
+    since, until, ended_at = (start + day * DAY for day in (*sorted(days), ended))
+    entries = _interrupted(tmp_path_factory.mktemp("catalog", numbered=True), since, until, ended_at)
+    made = books(CatalogObjects(entries), 2)
+    spans = made.contracts.filter(contract="acme-2026")
+    fees = made.fees.filter(pl.col("fee") == "block")
+    assert fees.height == made.commitments.height == min(spans.height, 1)
+    whole = Period("whole", start - 60 * DAY, start + 500 * DAY)
+    earned = fees_earned(fees, made.contract_terms, slices(whole))
+    assert earned["amount"].sum() == (3_000 if spans.height else 0)
+
+
+def test_a_fee_and_a_commitment_that_another_contract_interrupts_stand_once(tmp_path: Path) -> None:
+    march, june, september = (instant(f"2026-{month}-01") for month in ("03", "06", "09"))
+    made = books(CatalogObjects(_interrupted(tmp_path, march, june, september)), 2)
     assert made.contracts.filter(contract="acme-2026").height == 2
-    assert made.commitments.select("commitment", "effective_from", "effective_until", "amount").rows() == [
-        ("ramp", instant("2026-01-01"), instant("2026-09-01"), 1000)
+    span = (instant("2026-01-01"), september)
+    dated = ("effective_from", "effective_until", "amount")
+    assert made.commitments.select("commitment", *dated).rows() == [("ramp", *span, 1000)]
+    assert made.fees.filter(fee="block").select("fee", *dated).rows() == [("block", *span, 3000)]
+    # a fee by month is earned while its contract holds
+    assert made.fees.filter(fee="desk")["effective_from"].to_list() == [span[0], june]
+
+
+def _interrupted(folder: Path, since: datetime, until: datetime, ended_at: datetime) -> dict[Any, Any]:
+    """acme's contract, with a fee for its whole year, that ended when another one held within it."""
+    entries = objects_of(folder, TERMS).entries
+    old, between = entries["contract", "acme-2026"], entries["contract", "cobb-team"]
+    year = {"effective_from": instant("2026-01-01"), "effective_until": instant("2027-01-01")}
+    fees = [
+        Fee(fee="block", kind="reservation", amount=Decimal(3000), per="span", currency="USD", **year),
+        Fee(fee="desk", amount=Decimal(10), currency="USD"),
     ]
+    paid = old.item.model_copy(update={"fees": fees})
+    span = {"effective_from": since, "effective_until": until}
+    item = between.item.model_copy(update={"contract": "acme-spring", "customer": "acme", **span})
+    return {
+        **entries,
+        ("contract", "acme-2026"): replace(old, item=paid, ended_at=ended_at),
+        ("contract", "acme-spring"): replace(between, item=item, catalog_revision=1),
+    }
 
 
 def test_prices_become_rules_tiers_and_hours(tmp_path: Path) -> None:

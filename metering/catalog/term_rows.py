@@ -138,9 +138,16 @@ def _terms(contract: Contract, said: Row, currency: str | None) -> Iterator[Row]
     }
 
 
+def _once(spans: list[Interval]) -> list[Interval]:
+    """The one span of an amount that is agreed once, whatever contract holds in between; none without an end."""
+    whole = (spans[0][0], spans[-1][1]) if spans else (OPEN, OPEN)
+    return [whole] if whole[1] != OPEN else []
+
+
 def _fees(contract: Contract, plan: Plan | None, who: Row, within: _Within) -> Iterator[Row]:
     for fee in contract.fees or (plan.fees if plan is not None else []):
-        for span in within(fee.effective_from, fee.effective_until):
+        spans = within(fee.effective_from, fee.effective_until)
+        for span in _once(spans) if fee.per == "span" else spans:
             yield {
                 **who,
                 "fee": fee.fee,
@@ -170,10 +177,7 @@ def _discounts(contract: Contract, who: Row, within: _Within) -> Iterator[Row]:
 
 def _tranches(commitment: Commitment, who: Row, currency: str, within: _Within) -> Iterator[Row]:
     for tranche in commitment.tranches:
-        spans = within(tranche.effective_from, tranche.effective_until)
-        # committed once, whatever contract holds in between
-        span = (spans[0][0], spans[-1][1]) if spans else (OPEN, OPEN)
-        if span[1] != OPEN:
+        for span in _once(within(tranche.effective_from, tranche.effective_until)):
             yield {
                 **who,
                 "commitment": commitment.commitment,
