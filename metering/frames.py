@@ -816,9 +816,10 @@ REPORTED_EVENTS: Final = Frame(
         "reported_reasoning_tokens": pl.Int64,
         "accelerator_ms": pl.Int64,
         **dict.fromkeys(FURTHER_METERS, pl.Int64),
+        "context_tokens": pl.Int64,  # the largest input of one sampling; null: all of the input is one
     },
     key=("record", "index"),
-    nullable=frozenset({"pool", "nonbillable_reason", "project", "seat", "duration_ms"}),
+    nullable=frozenset({"pool", "nonbillable_reason", "project", "seat", "duration_ms", "context_tokens"}),
 )
 #: One row per acceptable event, counts as disjoint meters.
 EVENTS: Final = Frame(

@@ -63,6 +63,7 @@ GOOD: dict[str, Any] = {
             "output_tokens": 200,
             "reasoning_tokens": 120,
             **{meter: at for at, meter in enumerate(FURTHER_METERS, 1)},
+            "context_tokens": 900,
         },
     },
 }
@@ -157,6 +158,7 @@ def test_every_field_arrives() -> None:
         "reported_reasoning_tokens": 120,
         "accelerator_ms": 800,
         **{meter: at for at, meter in enumerate(FURTHER_METERS, 1)},
+        "context_tokens": 900,
     }
 
 

@@ -188,6 +188,23 @@ def test_what_contradicts_is_named_as_the_provider_names_it(usage_format: str) -
         assert result.events.is_empty()
 
 
+def test_long_context_is_told_of_the_largest_sampling() -> None:
+    sampled = [
+        {
+            "type": "compaction",
+            "input_tokens": 150_000,
+            "output_tokens": 3_500,
+            "cache_read_input_tokens": 30_000,
+        },
+        {"type": "message", "input_tokens": 23_000, "output_tokens": 1_000},
+    ]
+    usage = {"input_tokens": 23_000, "output_tokens": 1_000, "iterations": sampled}
+    events, _ = meter(decoded(to_bytes(event("anthropic_messages", usage))).events)
+    assert events.select("uncached_input_tokens", "cache_read_tokens", "context_breakpoint").rows() == [
+        (173_000, 30_000, 128_000)
+    ]
+
+
 OPENAI = {"prompt_tokens": 9, "completion_tokens": 4}
 
 

@@ -30,7 +30,8 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     `inclusive`: the reported input holds the cached tokens, those of audio and of images, the reported output
     the reasoning, audio and images, so uncached and visible are remainders; a negative remainder is a
     contradiction that names the fields. `disjoint`: all were reported beside each other, so the totals are sums.
-    The context breakpoint follows the total input.
+    The context breakpoint follows the total input, or the largest input of one sampling where a request was
+    several: a price of long context is a cliff for each. One that is larger than the total input is a contradiction.
     """
     inclusive = pl.col("usage_convention") == "inclusive"
     in_input, in_output = pl.sum_horizontal(_IN_INPUT), pl.sum_horizontal(_IN_OUTPUT)
@@ -49,16 +50,18 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         .otherwise(pl.col("input_tokens") + in_input)
         .alias("_total_input_tokens"),
     )
-    contradicts = (pl.col("uncached_input_tokens") < 0) | (pl.col("output_tokens") < 0)
+    context = pl.coalesce("context_tokens", "_total_input_tokens")
+    contradicts = (
+        (pl.col("uncached_input_tokens") < 0)
+        | (pl.col("output_tokens") < 0)
+        | (context > pl.col("_total_input_tokens"))
+    )
     # mostly none does: then nothing has to be copied
     broken = counted.filter(contradicts)
     kept = counted.filter(~contradicts) if broken.height else counted
     events = kept.with_columns(
         pl.when("billable").then(pl.lit("charge_and_cost")).otherwise(pl.lit("cost")).alias("counts_for"),
-        pl.max_horizontal(
-            pl.when(pl.col("_total_input_tokens") > edge).then(edge).otherwise(0)
-            for edge in CONTEXT_BREAKPOINTS
-        )
+        pl.max_horizontal(pl.when(context > edge).then(edge).otherwise(0) for edge in CONTEXT_BREAKPOINTS)
         .cast(pl.Int32)
         .alias("context_breakpoint"),
         *(pl.col(name).cast(pl.Int32) for name in METERS),
@@ -69,16 +72,26 @@ def meter(reported: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
 def _contradictions(counted: pl.DataFrame) -> pl.DataFrame:
     """What contradicts what: the parts that are larger than the whole, with all numbers."""
     input_side = pl.col("uncached_input_tokens") < 0
+    output_side = pl.col("output_tokens") < 0
+    larger = pl.format(
+        "usage.context_tokens ({}) is more than the input ({}) of which it is a part",
+        pl.col("context_tokens"),
+        pl.col("_total_input_tokens"),
+    )
     return counted.select(
         "record",
         "index",
         pl.when(input_side)
         .then(pl.lit("data.usage.input_tokens"))
-        .otherwise(pl.lit("data.usage.output_tokens"))
+        .when(output_side)
+        .then(pl.lit("data.usage.output_tokens"))
+        .otherwise(pl.lit("data.usage.context_tokens"))
         .alias("field"),
         pl.when(input_side)
         .then(_smaller("input_tokens", "input_tokens", _IN_INPUT))
-        .otherwise(_smaller("output_tokens", "total_output_tokens", _IN_OUTPUT))
+        .when(output_side)
+        .then(_smaller("output_tokens", "total_output_tokens", _IN_OUTPUT))
+        .otherwise(larger)
         .alias("detail"),
     )
 

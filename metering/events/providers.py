@@ -221,24 +221,28 @@ def _inside(whole: Named, parts: Sequence[Named]) -> int:
 
 
 def _anthropic(usage: AnthropicMessages) -> Counts:
-    sampled = [("", cast(AnthropicTokens, usage))]
+    total = _sampled("", usage)
+    largest = 0
     for place, one in enumerate(usage.iterations or ()):
+        sampling = _sampled(f"iterations[{place}].", one)
+        largest = max(largest, sum(sampling[:-1]))
         if one.type == "compaction":
-            sampled.append((f"iterations[{place}].", one))
-    written = [_anthropic_writes(where, tokens) for where, tokens in sampled]
-    tools = usage.server_tool_use
+            total = [sum(pair) for pair in zip(total, sampling, strict=True)]
+    sent, read, short, long, answered = total
     return Counts(
-        input_tokens=sum(tokens.input_tokens for _, tokens in sampled),
-        output_tokens=sum(tokens.output_tokens for _, tokens in sampled),
-        cache_read_tokens=sum(tokens.cache_read_input_tokens or 0 for _, tokens in sampled),
-        cache_write_5m_tokens=sum(short for short, _ in written),
-        cache_write_1h_tokens=sum(long for _, long in written),
-        tool_calls=None if tools is None else tools.web_search_requests,
+        input_tokens=sent,
+        output_tokens=answered,
+        cache_read_tokens=read,
+        cache_write_5m_tokens=short,
+        cache_write_1h_tokens=long,
+        tool_calls=None if usage.server_tool_use is None else usage.server_tool_use.web_search_requests,
+        # an attempt that was declined is listed too, and is in no total
+        context_tokens=min(largest, sum(total[:-1])) if usage.iterations else None,
     )
 
 
-def _anthropic_writes(where: str, usage: AnthropicTokens) -> tuple[int, int]:
-    """Cache writes that live for 5 minutes and for an hour; `where` the tokens stand is part of their names."""
+def _sampled(where: str, usage: AnthropicTokens) -> list[int]:
+    """Input, cache read, writes for 5 minutes and an hour, output; `where` they stand is part of their names."""
     written = usage.cache_creation_input_tokens
     split = usage.cache_creation
     short, long = written or 0, 0
@@ -252,7 +256,7 @@ def _anthropic_writes(where: str, usage: AnthropicTokens) -> tuple[int, int]:
                 (f"{where}cache_creation.ephemeral_1h_input_tokens", long),
             )
             _equal((f"{where}cache_creation_input_tokens", written), parts)
-    return short, long
+    return [usage.input_tokens, usage.cache_read_input_tokens or 0, short, long, usage.output_tokens]
 
 
 def _openai(

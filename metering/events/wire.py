@@ -36,6 +36,7 @@ class Counts(msgspec.Struct, gc=False, kw_only=True):
     image_input_tokens: Quantity | None = None
     image_output_tokens: Quantity | None = None
     tool_calls: Quantity | None = None
+    context_tokens: Quantity | None = None
 
 
 class Data(msgspec.Struct, gc=False, kw_only=True):

@@ -63,6 +63,7 @@ def reported(*rows: dict[str, Any]) -> pl.DataFrame:
         "duration_ms": None,
         "accelerator_ms": 0,
         "tool_calls": 0,
+        "context_tokens": None,
         **dict.fromkeys(COUNTS, 0),
     }
     return REPORTED_EVENTS.conform(
@@ -203,3 +204,17 @@ def test_the_identity_holds_or_the_event_contradicts_itself(rows: list[tuple[Any
         convention, given_in, read, short, long, given_out, reasoning, *further = rows[index]
         assert convention == "inclusive"
         assert given_in < read + short + long + sum(further[:2]) or given_out < reasoning + sum(further[2:])
+
+
+def test_long_context_follows_the_largest_sampling_and_that_is_a_part_of_the_input() -> None:
+    """180k are compacted, 23k answered: no sampling is past 200k, though both together are; 203,001 are not inside."""
+    rows = [{"input_tokens": 203_000, "context_tokens": said} for said in (None, 180_000, 203_000, 203_001)]
+    events, contradictions = meter(reported(*rows))
+    assert events["context_breakpoint"].to_list() == [200_000, 128_000, 200_000]
+    assert contradictions.select("index", "field", "detail").rows() == [
+        (
+            3,
+            "data.usage.context_tokens",
+            "usage.context_tokens (203001) is more than the input (203000) of which it is a part",
+        )
+    ]

@@ -190,6 +190,7 @@ NAMES = (
         "promptTokensDetails",
         "total_tokens",
     ),
+    *("iterations", "input_token_details", "cached_tokens_details", "context_tokens"),
     *("totalTokenCount", "thoughtsTokenCount", "cacheDetails", "gen_ai.usage.cache_read.input_tokens"),
     *("", "ID", "id ", "\0", "\u00e9", "__proto__"),
 )

@@ -75,24 +75,31 @@ _COUNTS = frozenset(
         "image_input_tokens",
         "image_output_tokens",
         "tool_calls",
+        "context_tokens",
     ]
 )
 #: What each provider's usage holds; inside are objects, or lists of them.
-_INSIDE_INPUT = dict.fromkeys(
-    ("cached_tokens", "cache_write_tokens", "text_tokens", "audio_tokens", "image_tokens")
-)
+_INSIDE_INPUT: dict[str, Any] = {
+    **dict.fromkeys(("cached_tokens", "cache_write_tokens", "text_tokens", "audio_tokens", "image_tokens")),
+    "cached_tokens_details": dict.fromkeys(("text_tokens", "audio_tokens", "image_tokens")),
+}
 _INSIDE_OUTPUT = dict.fromkeys(
     (
         *("reasoning_tokens", "text_tokens", "audio_tokens", "image_tokens"),
         *("accepted_prediction_tokens", "rejected_prediction_tokens"),
     )
 )
+_ANTHROPIC: dict[str, Any] = {
+    **dict.fromkeys(("input_tokens", "output_tokens")),
+    **dict.fromkeys(("cache_read_input_tokens", "cache_creation_input_tokens")),
+    "cache_creation": dict.fromkeys(("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")),
+}
 _KINDS_OF_TOKENS = dict.fromkeys(("modality", "tokenCount"))
 FORMATS: dict[str, dict[str, Any]] = {
     "anthropic_messages": {
-        **dict.fromkeys(("input_tokens", "output_tokens", "service_tier")),
-        **dict.fromkeys(("cache_read_input_tokens", "cache_creation_input_tokens")),
-        "cache_creation": dict.fromkeys(("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")),
+        **_ANTHROPIC,
+        "service_tier": None,
+        "iterations": {**_ANTHROPIC, "type": None},
         "server_tool_use": dict.fromkeys(("web_search_requests", "web_fetch_requests")),
     },
     "openai_chat": {
@@ -104,6 +111,8 @@ FORMATS: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("input_tokens", "output_tokens", "total_tokens")),
         "input_tokens_details": _INSIDE_INPUT,
         "output_tokens_details": _INSIDE_OUTPUT,
+        "input_token_details": _INSIDE_INPUT,
+        "output_token_details": _INSIDE_OUTPUT,
     },
     "gemini": {
         **dict.fromkeys(("promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount")),
@@ -574,6 +583,10 @@ def _usage(event: _Reader, data: _Reader, codes: set[str]) -> dict[str, Any]:
     elif not isinstance(format_, str) or format_ not in FORMATS:
         meters = {}
     total = sum(meters.get(name, 0) for name in _INPUT)
+    context = meters.pop("context_tokens", None)
+    if context is not None and context > total:
+        codes.add("counts_contradict")
+    total = total if context is None else context
     return {
         "customer": customer,
         "request_id": request_id,
@@ -641,6 +654,37 @@ def _counted(counts: _Reader, convention: str | None, codes: set[str]) -> dict[s
         "output_tokens": visible,
         "reasoning_tokens": reasoning,
         **further,
+        **({} if (context := counts.number("context_tokens")) is None else {"context_tokens": context}),
+    }
+
+
+def _said(details: _Reader, of_input: bool) -> dict[str, Any]:
+    """What a shape holds of an object, without what is left out."""
+    shape = _INSIDE_INPUT if of_input else _INSIDE_OUTPUT
+    found = {name: details.found[name] for name in shape if details.found.get(name) is not None}
+    if (cached := found.get("cached_tokens_details")) and isinstance(cached, dict):
+        inner = _INSIDE_INPUT["cached_tokens_details"]
+        found["cached_tokens_details"] = {
+            name: cached[name] for name in inner if cached.get(name) is not None
+        }
+    return found
+
+
+def _anthropic(usage: _Reader, codes: set[str]) -> dict[str, int]:
+    """The meters of one sampling, or of a whole message."""
+    split = usage.maybe("cache_creation")
+    short, long = (split.number(f"ephemeral_{life}_input_tokens") for life in ("5m", "1h"))
+    written = usage.number("cache_creation_input_tokens")
+    if short is None and long is None:
+        short = written
+    elif written is not None and written != (short or 0) + (long or 0):
+        codes.add("counts_contradict")
+    return {
+        "uncached_input_tokens": usage.number("input_tokens", required=True) or 0,
+        "output_tokens": usage.number("output_tokens", required=True) or 0,
+        "cache_read_tokens": usage.number("cache_read_input_tokens") or 0,
+        "cache_write_5m_tokens": short or 0,
+        "cache_write_1h_tokens": long or 0,
     }
 
 
@@ -664,28 +708,31 @@ def _provided(format_: str, data: _Reader, codes: set[str]) -> dict[str, int]:
 
     if format_ == "anthropic_messages":
         own_tier = usage.kind("service_tier")
-        split = usage.maybe("cache_creation")
-        short, long = (split.number(f"ephemeral_{life}_input_tokens") for life in ("5m", "1h"))
-        written = usage.number("cache_creation_input_tokens")
-        if short is None and long is None:
-            short = written
-        elif written is not None and written != (short or 0) + (long or 0):
-            codes.add("counts_contradict")
+        sampled = []
+        for one in usage.several("iterations"):
+            kind = one.word("type", ("message", "fallback_message", "compaction"), required=True)
+            sampled.append((kind, _anthropic(one, codes)))
+        counted = [_anthropic(usage, codes), *(counts for kind, counts in sampled if kind == "compaction")]
         tool = usage.maybe("server_tool_use")
         number(tool, "web_fetch_requests")
         found |= {
-            "uncached_input_tokens": number(usage, "input_tokens", True),
-            "output_tokens": number(usage, "output_tokens", True),
-            "cache_read_tokens": number(usage, "cache_read_input_tokens"),
-            "cache_write_5m_tokens": short or 0,
-            "cache_write_1h_tokens": long or 0,
+            **{name: sum(counts[name] for counts in counted) for name in counted[0]},
             "tool_calls": number(tool, "web_search_requests"),
         }
     elif format_ in ("openai_chat", "openai_responses"):
         sides = ("prompt", "completion") if format_ == "openai_chat" else ("input", "output")
         sent, answered = (number(usage, f"{side}_tokens", True) for side in sides)
         inside, within = (usage.maybe(f"{side}_tokens_details") for side in sides)
-        of = {name: number(inside, name) for name in _INSIDE_INPUT}
+        if format_ == "openai_responses":
+            for old, other in ((inside, "input_token_details"), (within, "output_token_details")):
+                if usage.found.get(other) is not None:
+                    apart = usage.maybe(other)
+                    if old.found and _said(old, old is inside) != _said(apart, old is inside):
+                        codes.add("counts_contradict")
+                    inside, within = (apart, within) if old is inside else (inside, apart)
+        of = {name: number(inside, name) for name in _INSIDE_INPUT if name != "cached_tokens_details"}
+        cached = inside.maybe("cached_tokens_details")
+        read = {kind: number(cached, f"{kind}_tokens") for kind in ("text", "audio", "image")}
         out = {name: number(within, name) for name in _INSIDE_OUTPUT}
         total = usage.number("total_tokens")
         if total is not None and total != sent + answered:
@@ -693,8 +740,10 @@ def _provided(format_: str, data: _Reader, codes: set[str]) -> dict[str, int]:
         fresh = sent - of["cached_tokens"] - of["cache_write_tokens"]
         visible = answered - out["reasoning_tokens"] - out["audio_tokens"] - out["image_tokens"]
         wholes += [(fresh, 0), (sent, of["audio_tokens"] + of["image_tokens"]), (visible, 0)]
-        audio = min(of["audio_tokens"], fresh)
-        image = min(of["image_tokens"], fresh - audio)
+        wholes += [(of["cached_tokens"], sum(read.values()))]
+        wholes += [(of[f"{kind}_tokens"], read[kind]) for kind in ("audio", "image")]
+        audio = min(of["audio_tokens"] - read["audio"], fresh)
+        image = min(of["image_tokens"] - read["image"], fresh - audio)
         found |= {
             "uncached_input_tokens": fresh - audio - image,
             "cache_read_tokens": of["cached_tokens"],
@@ -800,6 +849,9 @@ def _provided(format_: str, data: _Reader, codes: set[str]) -> dict[str, int]:
         found["tool_calls"] = tools
     if max(found.values()) > LARGEST:
         codes.add("quantity_out_of_range")
+    if format_ == "anthropic_messages" and sampled:
+        largest = max(sum(counts[name] for name in _INPUT[:4]) for _, counts in sampled)
+        found["context_tokens"] = min(largest, sum(found[name] for name in _INPUT))
     for field_, told in {
         "model_served": (own_model, model, version),
         "tier_served": (own_tier, tier, beside),
