@@ -37,7 +37,7 @@ from metering.frames import (
     Identified,
 )
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
-from metering.periods import MINUTE, QUARTER, Period, month_start, next_month_start
+from metering.periods import DAY, MINUTE, QUARTER, Period, month_start, next_month_start
 
 SECONDS_MAX: Final = 5.0
 MEBIBYTES_MAX: Final = 2_048
@@ -74,14 +74,19 @@ def month() -> Period:
     return Period(f"{_MONTH:%Y-%m}", month_start(_MONTH), next_month_start(_MONTH))
 
 
-def synthetic_usage(rows: int, customers: int, seed: int = 11) -> Identified:
-    """`rows` distinct USAGE rows of a month, spread evenly over customers, series and quarter hours."""
+def first_day() -> Period:
+    """The first day of that month."""
+    start = month().start
+    return Period(f"{_MONTH:%Y-%m-%d}", start, start + DAY)
+
+
+def synthetic_usage(rows: int, customers: int, period: Period, seed: int = 11) -> Identified:
+    """`rows` distinct USAGE rows of a period, spread evenly over customers, series and quarter hours."""
     generator = np.random.default_rng(seed)
-    period = month()
     places = period.minutes // _MINUTES * customers * len(_SERIES)
     drawn = np.unique(generator.integers(0, places, rows + rows // 5 + 100))
     kept = np.sort(generator.permutation(drawn)[:rows])
-    assert len(kept) == rows, f"{rows} rows do not fit {customers} customers in a month"
+    assert len(kept) == rows, f"{rows} rows do not fit {customers} customers in {period.name}"
     # sorted by quarter, then series: as they come from the rollups
     series, quarter = kept % (customers * len(_SERIES)), kept // (customers * len(_SERIES))
     start = int(period.start.timestamp()) * 1_000_000
@@ -221,15 +226,15 @@ def filled(rows: pl.DataFrame, frame: Frame, **constants: object) -> pl.DataFram
     return frame.conform(rows.with_columns(absent))
 
 
-def write_rollups(folder: Path, rows: int, customers: int) -> None:
+def write_rollups(folder: Path, rows: int, customers: int, period: Period) -> None:
     """Make the rollups and leave them in `folder`, so that another process starts with nothing but them."""
-    usage = synthetic_usage(rows, customers)
+    usage = synthetic_usage(rows, customers, period)
     usage.series.write_parquet(folder / _SERIES_FILE)
     usage.rows.write_parquet(folder / USAGE_FILE)
     pool_usage_of(usage).write_parquet(folder / _POOL_USAGE_FILE)
 
 
-def report(folder: Path, customers: int) -> Report:
+def report(folder: Path, customers: int, period: Period) -> Report:
     """Read the rollups of `folder`, make the books, compute the margin lines: only that is on the clock."""
     files = (_SERIES_FILE, USAGE_FILE, _POOL_USAGE_FILE)
     series, rows, pool_usage = (pl.read_parquet(folder / name) for name in files)
@@ -237,7 +242,7 @@ def report(folder: Path, customers: int) -> Report:
     books = synthetic_books(customers)
     reset_peak()
     began = time.perf_counter()
-    lines = margin(usage, pool_usage, books, month(), "USD").lines
+    lines = margin(usage, pool_usage, books, period, "USD").lines
     seconds = time.perf_counter() - began
     assert lines["charge"].sum() > 0, "usage that is priced has a charge"
     return Report(rows.height, customers, lines.height, seconds, peak_bytes())
@@ -250,17 +255,23 @@ def reset_peak() -> None:
         clear.write_text("5")
 
 
-def margin_measures(rows: int, customers: int, progress: Progress, *, stated: bool = False) -> list[Measure]:
+_SPANS: Final = {"month": month, "day": first_day}
+
+
+def margin_measures(
+    rows: int, customers: int, progress: Progress, *, of_a_day: bool = False, stated: bool = False
+) -> list[Measure]:
     """The report, and the aggregation beside DuckDB's, in processes of their own, from files.
 
-    Goals hold for 10,000 customers and 5 million rollup rows; stated: the report alone, without one.
+    Goals hold for 10,000 customers and 5 million rollup rows of a month; stated: the report alone, without one.
     """
-    progress(f"margin of a month: {customers:,} customers, {rows:,} rollup rows")
+    span = "day" if of_a_day else "month"
+    progress(f"margin of a {span}: {customers:,} customers, {rows:,} rollup rows")
     with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
-        write_rollups(Path(folder), rows, customers)
-        told = Report(**_in_child("bench.margin", folder, str(customers)))
+        write_rollups(Path(folder), rows, customers, _SPANS[span]())
+        told = Report(**_in_child("bench.margin", folder, str(customers), span))
         summed = {} if stated else _in_child("bench.aggregation", folder)
-    name = f"month margin, {told.customers:,} customers, {told.rows:,} rows"
+    name = f"{span} margin, {told.customers:,} customers, {told.rows:,} rows"
     peak = mebibytes(told.peak_bytes)
     if stated:
         return [Measure(name, told.seconds, "s"), Measure(f"{name}: peak memory", peak, "MiB")]
@@ -285,4 +296,4 @@ def _in_child(module: str, *arguments: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(report(Path(sys.argv[1]), int(sys.argv[2])))))
+    print(json.dumps(asdict(report(Path(sys.argv[1]), int(sys.argv[2]), _SPANS[sys.argv[3]]()))))

@@ -82,8 +82,8 @@ def test_resends_are_counted_and_a_worker_is_profiled(ground: Ground) -> None:
 
 
 def test_a_margin_report_is_measured(tmp_path: Path) -> None:
-    margin.write_rollups(tmp_path, rows=2_000, customers=20)
-    told = margin.report(tmp_path, customers=20)
+    margin.write_rollups(tmp_path, rows=2_000, customers=20, period=margin.month())
+    told = margin.report(tmp_path, customers=20, period=margin.month())
     assert (told.rows, told.customers) == (2_000, 20)
     assert told.lines > 0
     assert told.peak_bytes > 0
@@ -102,7 +102,7 @@ def test_a_capacity_report_is_measured(tmp_path: Path) -> None:
 
 
 def test_pool_minutes_hold_what_the_quarters_hold() -> None:
-    usage = margin.synthetic_usage(2_000, 20)
+    usage = margin.synthetic_usage(2_000, 20, margin.month())
     minutes = margin.pool_usage_of(usage)
     meant = usage.told(USAGE).filter(pl.col("pool").is_not_null())
     assert minutes["accelerator_ms"].sum() == meant["accelerator_ms"].sum()
