@@ -321,6 +321,28 @@ def test_a_loss_is_red_and_a_name_cannot_steer_the_terminal() -> None:
     assert tables.cell(Column("customer", "text", "customer"), "a\x1b[31m[red]b").plain == "a\\x1b[31m[red]b"
 
 
+def test_columns_of_one_group_go_together_and_days_are_short() -> None:
+    """Before without after would mislead; a column of midnights is a column of days."""
+    days = pl.Series([datetime(2026, 11, day, tzinfo=UTC) for day in (1, 2)]).cast(pl.Datetime("us", "UTC"))
+    rows = pl.DataFrame({"at": days, "spill": [1, 2], "spill_after": [3, 4]})
+    report = reports.Report(
+        name="pairs",
+        title="Pairs",
+        columns=(
+            Column("at", "instant", "at", "UTC"),
+            Column("spill", "count", "spill", "", 1, "spill"),
+            Column("spill_after", "count", "after", "", 1, "spill"),
+        ),
+        rows=rows,
+        total=rows.clear(),
+        provenance=made().by().provenance,
+    )
+    whole = tables.fit(report, None)
+    assert whole.width == len(" 2026-11-01  spill  after ")
+    assert tables.fit(report, whole.width).left_out == ()
+    assert tables.fit(report, whole.width - 1).left_out == ("spill", "spill_after")
+
+
 def test_instants_and_durations() -> None:
     assert instant(datetime(2026, 11, 1, 6, 15, tzinfo=UTC)) == "2026-11-01T06:15Z"
     assert instant(datetime(2026, 11, 1, 6, 15, 1, 5, tzinfo=UTC)) == "2026-11-01T06:15:01.000005Z"

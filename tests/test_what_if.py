@@ -112,6 +112,19 @@ def test_what_demand_would_cost(ledger: Ledger, run: Run, tmp_path: Path) -> Non
     )
     assert "1 window of 1 holder was binding; 1 request was turned away" in shown
 
+    # what a table shows: what changes, before and after together
+    assert "the same before and after: contracted, overrun, pool cost" in " ".join(
+        run("what-if", scenario(tmp_path, f"scenario: Double\nchanges:\n{double}"), *DAY).output.split()
+    )
+    # bolt pays nothing any more on a plan whose fee is 1.00, in a pool that costs 1.00: why it loses, with the fee gone
+    free = "  - move_customers: {customers: [acme, bolt], to_plan: metered}\n"
+    free += "  - change_price: {book: standard, product: chat, factor: 0}\n"
+    lost = run("what-if", scenario(tmp_path, f"scenario: Free\nchanges:\n{free}"), *DAY).output
+    assert (
+        "metered would lose <0.01 USD: earns 0.00 for 3 requests that cost <0.01 (<0.01 for capacity in pools): 0.00 "
+        "against 0.30 per thousand" in " ".join(lost.split())
+    )
+
     # 50 tokens at $15 a million
     assert change("  - change_price: {book: standard, product: chat, factor: 1.1}\n", "charge") == "0.000075"
     assert (

@@ -73,8 +73,10 @@ class Compared:
             notes += [f"the same before and after: {', '.join(same)}"] if same else []
         elif part != "company":
             changes = [pl.col(name).abs() >= _CENT for name in rows.columns if name.startswith("change")]
-            shown = rows.filter(pl.any_horizontal(changes))
-            if shown.height < rows.height:
+            felt = rows.filter(pl.any_horizontal(changes))
+            # where all is less than a cent, that is the answer
+            shown = felt if felt.height else None
+            if shown is not None and shown.height < rows.height:
                 few = counted(rows.height - shown.height, f"more {part}")
                 verb = "changes" if rows.height - shown.height == 1 else "change"
                 notes += [f"{few} {verb} by less than {_CENT} {self.currency}: --format csv has all"]
