@@ -22,6 +22,7 @@ from tests.test_slack import read
 from tests.webhook import webhook
 from workers import deliver, evaluate
 from workers.fold import pin
+from workers.month_to_date import MonthToDate
 from workers.reports import margin_report
 
 #: A million tokens cost 10; sold as `cheap` they bring 5, as `dear` 50. Floor 0.25: with 275 million cheap,
@@ -302,7 +303,8 @@ def at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(evaluate, "pin", pin_then_meet)
     wrote: list[bool] = []
     evaluators = [
-        threading.Thread(target=lambda: wrote.append(evaluate.step(world.settings))) for _ in range(2)
+        threading.Thread(target=lambda: wrote.append(evaluate.step(world.settings, MonthToDate())))
+        for _ in range(2)
     ]
     for evaluator in evaluators:
         evaluator.start()

@@ -14,6 +14,7 @@ from tests.ledger_builder import Event, Ledger
 from tests.test_report_commands import apply
 from workers import fold
 from workers.evaluate import judge_margins
+from workers.month_to_date import MonthToDate
 from workers.reports import MarginReport, margin_report
 
 #: Each pool has 100 burn a minute. `shared` costs $300 in November, $10 a day; so does `promised`, of which half is
@@ -105,7 +106,7 @@ def test_a_report_on_a_day_reads_the_month_so_far(settings: Settings, tmp_path: 
     assert row["breach"]
     assert row["margin"] == row["revenue"] - row["cost_loaded"]
     with postgres.reading(settings) as connection:
-        judged = judge_margins(connection, settings, None)
+        judged = judge_margins(connection, settings, None, MonthToDate())
     assert judged is not None
     assert set(judged.findings.filter(pl.col("holds"))["scope"]) == {"acme"}
 

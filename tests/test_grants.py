@@ -42,6 +42,7 @@ fold      limit_minutes      iud
 fold      period_closes      i
 fold      pool_customer_minutes iud
 fold      pool_minutes       iud
+fold      rollup_marks       iu
 fold      unfilled_rollups   d
 fold      usage_quarters     iud
 fold      watermarks         i

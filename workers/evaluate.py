@@ -29,7 +29,7 @@ from metering.store.rollups import open_interval
 from metering.store.watermarks import read_knowledge
 from workers import loop
 from workers.fold import pin
-from workers.reports import MarginReport, margin_report
+from workers.month_to_date import MonthMargin, MonthToDate
 
 Facts = dict[str, Any]
 
@@ -53,18 +53,19 @@ class Rule:
     """One rule: its name in `alerts`, and how it judges (None: there is nothing complete to judge yet)."""
 
     name: str
-    judge: Callable[[Connection, Settings, int | None], Judged | None]
+    judge: Callable[[Connection, Settings, int | None, MonthToDate], Judged | None]
 
 
-def judge_margins(connection: Connection, settings: Settings, as_of: int | None) -> Judged | None:
+def judge_margins(
+    connection: Connection, settings: Settings, as_of: int | None, months: MonthToDate
+) -> Judged | None:
     """Margin of every customer against its floor, in the months that money alerts judge, to their cut."""
     knowledge = read_knowledge(connection, as_of)
     periods = judged_periods(knowledge.complete_until)
     if not periods:
         return None
-    reports = {
-        period.name: margin_report(connection, settings, period, as_of, for_floors=True) for period in periods
-    }
+    reports = {period.name: months.margin(connection, settings, period, as_of) for period in periods}
+    months.forget(min(period.start for period in periods))
     band = settings.margin_resolve_band_ratio
     found = pl.concat(
         [margin_findings(on_floor_basis(report.summary), name, band) for name, report in reports.items()]
@@ -76,7 +77,7 @@ def judge_margins(connection: Connection, settings: Settings, as_of: int | None)
 RULES: Final = (Rule("margin_breach", judge_margins),)
 
 
-def describe_margins(reports: Mapping[str, MarginReport], changed: pl.DataFrame) -> dict[str, Facts]:
+def describe_margins(reports: Mapping[str, MonthMargin], changed: pl.DataFrame) -> dict[str, Facts]:
     """Facts of each changed customer in the period of its change: the numbers, and the largest costs."""
     facts = {}
     for (name,), entries in changed.group_by("period"):
@@ -116,9 +117,9 @@ def _numbers(row: Mapping[str, Any] | None) -> Facts:
     }
 
 
-def _parts(report: MarginReport, scopes: pl.Series) -> dict[str, list[Facts]]:
+def _parts(report: MonthMargin, scopes: pl.Series) -> dict[str, list[Facts]]:
     """The largest costs of each customer: by product, model and pool."""
-    lines = report.computed.lines.filter(pl.col("customer").is_in(scopes))
+    lines = report.lines().filter(pl.col("customer").is_in(scopes))
     by = ["customer", "line", "product", "model_served", "pool"]
     largest = (
         summarise(lines, by, report.books)
@@ -144,14 +145,16 @@ def _exact(amount: Decimal | None) -> str | None:
     return None if amount is None else f"{amount.normalize():f}"
 
 
-def step(settings: Settings) -> bool:
+def step(settings: Settings, months: MonthToDate) -> bool:
     """Judge every rule; where something changed pin a watermark, judge again as of it, append.
 
-    True when something was appended.
+    True when something was appended. `months` remembers what the last step computed.
     """
     with postgres.reading(settings) as connection:
         states = {rule.name: _states(connection, rule) for rule in RULES}
-        changed = [rule for rule in RULES if _changed(connection, settings, rule, None, states[rule.name])]
+        changed = [
+            rule for rule in RULES if _changed(connection, settings, rule, None, states[rule.name], months)
+        ]
     if not changed:
         return False
     with postgres.connect(settings, "fold") as connection:
@@ -159,7 +162,7 @@ def step(settings: Settings) -> bool:
     assert pinned.watermark_id is not None
     with postgres.reading(settings) as connection:
         confirmed = {
-            rule.name: _changed(connection, settings, rule, pinned.watermark_id, states[rule.name])
+            rule.name: _changed(connection, settings, rule, pinned.watermark_id, states[rule.name], months)
             for rule in changed
         }
     with postgres.connect(settings, "evaluate") as connection, connection.begin():
@@ -193,10 +196,15 @@ def _states(connection: Connection, rule: Rule) -> pl.DataFrame:
 
 
 def _changed(
-    connection: Connection, settings: Settings, rule: Rule, as_of: int | None, states: pl.DataFrame
+    connection: Connection,
+    settings: Settings,
+    rule: Rule,
+    as_of: int | None,
+    states: pl.DataFrame,
+    months: MonthToDate,
 ) -> tuple[pl.DataFrame, Mapping[str, Facts]] | None:
     """The entries to append (alerting.CHANGES) and their facts; None when there are none."""
-    judged = rule.judge(connection, settings, as_of)
+    judged = rule.judge(connection, settings, as_of, months)
     if judged is None:
         return None
     entries = changes(judged.findings, states, judged.period)
@@ -257,10 +265,14 @@ def _put(connection: Connection, rule: str, part: pl.DataFrame, facts: Sequence[
 
 @contextmanager
 def opened(settings: Settings) -> Iterator[loop.Step]:
-    """Connections are opened for each evaluation and closed after it: once a minute is seldom."""
+    """Connections are opened for each evaluation and closed after it: once a minute is seldom.
+
+    What an evaluation computed of the months that it judges is kept in memory for the next.
+    """
+    months = MonthToDate()
 
     def evaluate() -> bool:
-        changed = step(settings)
+        changed = step(settings, months)
         told = settings.chain_heads_daily and tell_heads(settings)
         return changed or told
 

@@ -13,9 +13,10 @@ from sqlalchemy import Connection
 from metering import __version__
 from metering.core import revenue
 from metering.core.capacity import capacity, together
-from metering.core.costs import pools_by_burn, pools_by_customer, reach, usage_basis
+from metering.core.costs import pools_by_burn, pools_by_customer, reach
 from metering.core.deciles import plan_deciles
 from metering.core.margin import Margin, margin, summarise
+from metering.core.revenue import Earned
 from metering.core.series import united
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, counted, select
@@ -79,10 +80,11 @@ class Recorded:
     terms_usage: pl.DataFrame
 
 
-def recorded(connection: Connection, books: Books, provenance: Provenance) -> Recorded:
+def recorded(connection: Connection, books: Books, provenance: Provenance, *, terms: bool = True) -> Recorded:
     """Read the usage of a report's cut, and for pools whose idle goes by burn that of its months so far.
 
-    Usage per customer and minute is read only of pools in which somebody is entitled to units.
+    Usage per customer and minute is read only of pools in which somebody is entitled to units. terms: also what
+    contracts under terms reach into.
     """
     cut, as_of = provenance.cut, provenance.watermark_id
     months = reach(books, cut, provenance.complete_until)
@@ -97,7 +99,7 @@ def recorded(connection: Connection, books: Books, provenance: Provenance) -> Re
     by_customer = POOL_CUSTOMER_USAGE.empty()
     if customers:
         by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of, customers)
-    of_terms = usage_of_terms(connection, books, provenance)
+    of_terms = usage_of_terms(connection, books, provenance) if terms else USAGE.empty()
     return Recorded(
         usage[0] if len(usage) == 1 else united(usage), pl.concat(pool_usage), by_customer, of_terms
     )
@@ -125,18 +127,14 @@ def margin_report(
     period: Period,
     as_of: int | None = None,
     *,
-    for_floors: bool = False,
     projects: bool = False,
 ) -> "MarginReport":
     """Read usage of the period up to its cut and compute its margin lines.
 
     `connection` is one snapshot (store.postgres.reading); as_of None: live, the open interval included.
-    for_floors: what moves cost between customers is left out where no margin floor asks for it: sooner done.
     projects: lines are told by project too, which reads usage by the minute.
     """
     provenance, books = known(connection, settings, period, as_of)
-    if for_floors and not (books.contracts["floor_basis"] == "loaded").any():
-        books = usage_basis(books)
     computed = margin_of(connection, settings, books, provenance, projects=projects)
     return MarginReport(provenance, books, settings.reporting_currency, computed)
 
@@ -148,9 +146,13 @@ def margin_of(
     provenance: Provenance,
     *,
     projects: bool = False,
+    of_terms: Earned | None = None,
 ) -> Margin:
-    """The margin of a report's cut under some books: those in force, or those of another catalog."""
-    read = recorded(connection, books, provenance)
+    """The margin of a report's cut under some books: those in force, or those of another catalog.
+
+    of_terms: what contracts under terms earned in a time that holds the cut, where that is known already.
+    """
+    read = recorded(connection, books, provenance, terms=of_terms is None)
     cut = provenance.cut
     by_project = (
         read_project_usage(connection, cut.start, cut.until, provenance.watermark_id) if projects else None
@@ -164,6 +166,7 @@ def margin_of(
         pool_customer_usage=read.pool_customer_usage,
         terms_usage=read.terms_usage,
         project_usage=by_project,
+        of_terms=of_terms,
         complete_until=provenance.complete_until,
     )
 

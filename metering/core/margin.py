@@ -63,6 +63,7 @@ def margin(
     pool_customer_usage: pl.DataFrame | None = None,
     terms_usage: pl.DataFrame | None = None,
     project_usage: pl.DataFrame | None = None,
+    of_terms: Earned | None = None,
     complete_until: datetime | None = None,
 ) -> Margin:
     """Revenue and cost of a period as the finest margin lines, and what could not be rated.
@@ -82,6 +83,7 @@ def margin(
     no_exchange_rate. fx_effect = the line's margin so translated less its margin at the `contract` rates, null
     where there is none. on_demand_price is null where a part of the usage has no price, or no rate.
     The lines of a period are the lines of its parts: margin(month) = the sum of margin(day), exactly.
+    of_terms: what `earned` makes of terms_usage in a time that holds the period, where that is known already.
     project_usage: frames.PROJECT_USAGE of at least the period; then the lines are results.PROJECT_LINES: what
     they say of usage is attributed to projects (core.projects) per series and UTC day, or per slice of a day in
     which books change, and the projects of a line sum to the line without them, exactly.
@@ -95,9 +97,11 @@ def margin(
         pool_customer_usage=pool_customer_usage,
         complete_until=complete_until,
     )
-    of_terms = _under_terms(known, books) if terms_usage is None else terms_usage
-    known_until = period.until if complete_until is None else complete_until
-    by_terms = earned(of_terms.select(*USAGE.columns), books, period, known_until)
+    by_terms = of_terms
+    if by_terms is None:
+        used = _under_terms(known, books) if terms_usage is None else terms_usage
+        known_until = period.until if complete_until is None else complete_until
+        by_terms = earned(used.select(*USAGE.columns), books, period, known_until)
     fees = _fees(books, made.cut)
     shape = MARGIN_LINES if project_usage is None else PROJECT_LINES
     done = by_parts(

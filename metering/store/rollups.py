@@ -148,6 +148,58 @@ def add_sums(
     for rollup, rows in zip(KEYS, sums, strict=True):
         if not rows.is_empty():
             _add(connection, beside + rollup, _STAGES[rollup], KEYS[rollup], interval_id, rows)
+    if not beside:
+        # every row that a fold adds is of a quarter hour of usage
+        quarters = sums[0]["quarter_start"].unique().sort().to_list()
+        connection.execute(
+            text(
+                "INSERT INTO rollup_marks (quarter_start, changes) "
+                "SELECT *, 1 FROM unnest(CAST(:quarters AS timestamptz[])) "
+                "ON CONFLICT (quarter_start) DO UPDATE SET changes = rollup_marks.changes + 1"
+            ),
+            {"quarters": quarters},
+        )
+
+
+def mark_rebuilt(connection: Connection) -> None:
+    """Note that any quarter hour may have changed, in the caller's transaction."""
+    connection.execute(
+        text(
+            "INSERT INTO rollup_marks (quarter_start, changes) VALUES ('-infinity', 1) "
+            "ON CONFLICT (quarter_start) DO UPDATE SET changes = rollup_marks.changes + 1"
+        )
+    )
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How often rollups were rebuilt, and of each quarter hour how often a fold added to it.
+
+    Equal marks of a span, read in two snapshots: its rollups are the same in both, row by row. A rollup that is
+    changed by hand has no mark.
+    """
+
+    rebuilt: int
+    changes: Mapping[datetime, int]
+
+    def within(self, start: datetime, until: datetime) -> "Marks":
+        """The marks of a part of the span."""
+        return Marks(self.rebuilt, {at: count for at, count in self.changes.items() if start <= at < until})
+
+
+def read_marks(connection: Connection, start: datetime, until: datetime) -> Marks:
+    """The marks of the quarter hours in [start, until)."""
+    rebuilt = connection.execute(
+        text("SELECT changes FROM rollup_marks WHERE quarter_start = '-infinity'")
+    ).scalar_one_or_none()
+    rows = connection.execute(
+        text(
+            "SELECT quarter_start, changes FROM rollup_marks "
+            "WHERE quarter_start >= :start AND quarter_start < :until"
+        ),
+        {"start": start, "until": until},
+    )
+    return Marks(rebuilt or 0, {row.quarter_start: row.changes for row in rows})
 
 
 def _add(

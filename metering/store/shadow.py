@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from metering.errors import WrongWorld
 from metering.frames import SUMS
-from metering.store.rollups import KEYS, add_sums, open_interval
+from metering.store.rollups import KEYS, add_sums, mark_rebuilt, open_interval
 from metering.store.verify import compared, rollup_difference
 from metering.store.watermarks import watermarks
 
@@ -141,3 +141,4 @@ def swap(connection: Connection) -> None:
         "WHERE p.intake_id = f.intake_id AND f.next_sequence > p.next_sequence"
     )
     connection.exec_driver_sql("DELETE FROM unfilled_rollups")
+    mark_rebuilt(connection)

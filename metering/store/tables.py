@@ -477,6 +477,13 @@ limit_minutes = Table(
 )
 #: Rollups that came with an upgrade and lack what was folded before it.
 unfilled_rollups = Table("unfilled_rollups", metadata, _required("rollup", Text, primary_key=True))
+#: Of each quarter hour how often a fold added to its rollups; '-infinity': how often they were rebuilt.
+rollup_marks = Table(
+    "rollup_marks",
+    metadata,
+    _required("quarter_start", _instant(), primary_key=True),
+    _required("changes", BigInteger),
+)
 fold_positions = Table(
     "fold_positions",
     metadata,

@@ -124,6 +124,7 @@ class Ledger:
             "pool_customer_minutes",
             "limit_minutes",
             "fold_positions",
+            "rollup_marks",
         ):
             rows += self.database.execute(f"SELECT * FROM {table} ORDER BY {table}::text").fetchall()
         return rows
