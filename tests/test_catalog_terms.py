@@ -579,6 +579,23 @@ BAD: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        "    commitments:\n",
+        "    commitments:\n"
+        "      - {commitment: both, meters: [output_tokens, uncached_input_tokens], paid: ahead, "
+        "shortfall_rule: forfeit, tranches: [{effective_from: 2026-01-01, effective_until: 2027-01-01, units: 5}]}\n"
+        "      - {commitment: output, products: [large], meters: [output_tokens], paid: ahead, "
+        "shortfall_rule: forfeit, tranches: [{effective_from: 2026-06-01, effective_until: 2027-06-01, units: 5}]}\n"
+        "      - {commitment: later, products: [large], meters: [output_tokens], paid: ahead, "
+        "shortfall_rule: forfeit, tranches: [{effective_from: 2027-01-01, effective_until: 2027-06-01, units: 5}]}\n"
+        "      - {commitment: code, products: [code], meters: [output_tokens, requests], paid: ahead, "
+        "shortfall_rule: forfeit, tranches: [{effective_from: 2027-01-01, effective_until: 2027-07-01, units: 5}]}\n",
+        [
+            "62: contracts[1].commitments[1].meters: 'output_tokens': count output_tokens that commitment both "
+            "counts too, beside other meters: no unit counts twice; name the same meters in both, or none of each "
+            "other's",
+        ],
+    ),
+    (
         "        paid: in_arrears\n",
         "        paid: in_arrears\n        meters: [output_tokens]\n",
         [

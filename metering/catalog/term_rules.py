@@ -186,8 +186,34 @@ def _commitments(one: Placed, item: Contract) -> Iterator[Fault]:
                 row.commitment,
                 "is the name of another one of this contract; write its tranches there, or choose another name",
             )
+        for other in item.commitments[:index]:
+            shared = set(row.meters) & set(other.meters)
+            if shared and set(row.meters) != set(other.meters) and _meet(row, other):
+                yield one.fault(
+                    (*path, "meters"),
+                    ", ".join(row.meters),
+                    f"count {', '.join(sorted(shared))} that commitment {other.commitment} counts too, beside other "
+                    "meters: no unit counts twice; name the same meters in both, or none of each other's",
+                )
         yield from _tranches(one, path, item, row)
         yield from _rolled_over(one, path, row)
+
+
+def _meet(one: Commitment, other: Commitment) -> bool:
+    """Whether there may be usage that counts toward both: of one product, at one time."""
+    (start, until), (other_start, other_until) = (
+        (
+            min(tranche.effective_from for tranche in each.tranches),
+            max(
+                each.roll_over_until or _ALWAYS,
+                *(tranche.effective_until or OPEN for tranche in each.tranches),
+            ),
+        )
+        for each in (one, other)
+    )
+    if max(start, other_start) >= min(until, other_until):
+        return False
+    return not one.products or not other.products or bool(set(one.products) & set(other.products))
 
 
 def _tranches(one: Placed, path: KeyPath, item: Contract, row: Commitment) -> Iterator[Fault]:

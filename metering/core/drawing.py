@@ -109,7 +109,8 @@ def draw_contracts(
     prepaid ones. Unmet at the end of a tranche, x shortfall_ratio: paid ahead, it is `breakage`; in arrears
     `shortfall`, but with forfeit nothing; in units it has no amount. Overage of a tranche with an overage book
     costs what that book says in place of its net charge:
-    overage_premium = floor(amount at that book x overage / net of the line) - overage.
+    overage_premium = floor(amount at that book x overage / net of the line) - overage. Nothing is overage twice:
+    what is of units, priced by their book, is not of money too.
     """
     terms = _since(commitment_terms(books), spans)
     lines = (
@@ -135,8 +136,7 @@ def draw_contracts(
     lines = _with(lines, ahead, "_ahead", value="amount").with_columns(
         (pl.col("_covered") + pl.col("_ahead")).alias("drawdown")
     )
-    both = [(units, counted, "quantity"), (spent, committed, "net")]
-    premium, unpriced = _premium(both, terms, gross, series, books)
+    premium, unpriced = _premium((units, counted), (spent, committed), terms, gross, series, books)
     lines = _with(lines, premium, "overage_premium")
     lines = lines.with_columns((pl.col("net") + pl.col("top_up") - pl.col("drawdown")).alias("left"))
     granted = books.credit_grants.select("contract").unique()
@@ -272,7 +272,8 @@ def _with(lines: pl.DataFrame, found: pl.DataFrame, name: str, value: str | None
 
 
 def _premium(
-    drawings: list[tuple[Drawdown, pl.DataFrame, str]],
+    units: tuple[Drawdown, pl.DataFrame],
+    money: tuple[Drawdown, pl.DataFrame],
     terms: pl.DataFrame,
     gross: pl.DataFrame,
     series: pl.DataFrame,
@@ -280,30 +281,48 @@ def _premium(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """overage_premium by line, and overage without a price in its book.
 
-    Of each drawing: lines with holder and net, and the column that overage is a part of.
+    Of units and of money: what was drawn, and the lines that it was drawn of, with holder and net. What is overage
+    of units and is priced by their overage book is not overage in money again: of a line, that is the less.
     """
+    over = _overage(*units, terms, "quantity")
+    there, unpriced = _at_overage_book(over, gross, series, books)
+    dear = _dearer(over, there)
+    of_units = dear.group_by("part").agg(pl.col("_own").abs().sum().alias("_of_units"))
+    left = pl.col("amount").abs() - pl.col("_of_units").fill_null(_ZERO)
+    over = (
+        _overage(*money, terms, "net")
+        .join(of_units, on="part", how="left", validate="m:1")
+        .with_columns(pl.max_horizontal(left, _ZERO) * pl.col("amount").sign())
+        .filter(pl.col("amount") != 0)
+    )
+    there, more = _at_overage_book(over, gross, series, books)
+    return pl.concat([dear, _dearer(over, there)]), pl.concat([unpriced, more])
+
+
+def _overage(done: Drawdown, rows: pl.DataFrame, terms: pl.DataFrame, whole: str) -> pl.DataFrame:
+    """Overage of tranches with an overage book: `amount`, a part of the line's `_whole`."""
     booked = _about(terms).filter(pl.col("overage_book").is_not_null())
-    booked = booked.select("holder", "commitment", "overage_book", "meters")
-    seen = ["contract", "quarter_start", "series_id", "net"]
-    pieces = [
+    return (
         overage_by_tranche(done.overage, _tranches(terms, counted=whole == "quantity"))
-        .join(booked, on=["holder", "commitment"], validate="m:1")
         .join(
-            rows.select("holder", "part", *seen, pl.col(whole).alias("_whole")),
+            booked.select("holder", "commitment", "overage_book", "meters"),
+            on=["holder", "commitment"],
+            validate="m:1",
+        )
+        .join(
+            rows.select("holder", "part", "quarter_start", "series_id", "net", pl.col(whole).alias("_whole")),
             on=["holder", "part"],
             validate="1:1",
         )
-        .select(*_LINE, "amount", "overage_book", "meters", *seen, "_whole")
-        for done, rows, whole in drawings
-    ]
-    over = pl.concat(pieces)
-    there, unpriced = _at_overage_book(over, gross, series, books)
-    # what has no price there stays at the contract's own
+    )
+
+
+def _dearer(over: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
+    """What overage costs at its book above its part of the line's net, `_own`: where that has a price for it."""
     part = _part(pl.col("_there"), pl.col("amount"), pl.col("_whole"))
     own = _part(pl.col("net"), pl.col("amount"), pl.col("_whole"))
-    return over.join(there, on=_LINE, validate="1:1").select(
-        "contract", "slice_start", "account", "part", (part - own).alias("overage_premium")
-    ), unpriced
+    priced = over.join(there, on=_LINE, validate="1:1").with_columns(own.alias("_own"))
+    return priced.select("part", "_own", (part - pl.col("_own")).alias("overage_premium"))
 
 
 def _at_overage_book(

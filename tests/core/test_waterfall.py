@@ -307,6 +307,55 @@ def test_the_crossing_quarter_hour_is_split_and_overage_costs_what_its_book_says
     check(left.unrated, "item | meter | quantity | reason\n large | output_tokens | 3_000_000 | no_book")
 
 
+def test_what_is_overage_of_units_is_not_overage_in_money_too() -> None:
+    prices = a.prices(
+        """
+        book     | item  | meter                 | unit_price
+        standard | large | output_tokens         | 3
+        standard | large | uncached_input_tokens | 1
+        units    | large | output_tokens         | 5
+        double   | large | output_tokens         | 6
+        double   | large | uncached_input_tokens | 2
+        """
+    )
+    books = terms(
+        price_books=prices,
+        commitments="""
+        commitment | effective_from | effective_until | units      | amount | meters        | overage_book
+        tokens     | 2026-01-01     | 2026-02-01      | 10_000_000 | -      | output_tokens | units
+        block      | 2026-01-01     | 2026-02-01      | -          | 40     | -             | double
+        """,
+    )
+    spent = a.usage(
+        """
+        quarter_start    | uncached_input_tokens | output_tokens
+        2026-01-03 10:00 |             7_000_000 |    20_000_000
+        2026-01-04 10:00 |             7_000_000 |    10_000_000
+        2026-01-05 10:00 |             5_000_000 |             0
+        """
+    )
+    done = of(spent, books)
+    check(
+        sums(done.lines, "quarter_start"),
+        # 3rd: 10 M output above the units at 5 in place of 3; 27 above the 40, all of it of those 30
+        # 4th: again 20 more; of the 37 above the money 30 were just that, the other 7 cost twice as much
+        """
+        quarter_start    | net | overage_premium
+        2026-01-03 10:00 |  67 |              20
+        2026-01-04 10:00 |  37 |              27
+        2026-01-05 10:00 |   5 |               5
+        """,
+    )
+    check(
+        done.drawdown.with_columns(pl.col("committed", "drawdown", "overage") // pl.lit(10**6)),
+        """
+        commitment | committed  | drawdown   | overage
+        tokens     | 10         | 10         | 20
+        block      | 40_000_000 | 40_000_000 | 69_000_000
+        """,
+    )
+
+
 def test_units_that_were_paid_ahead_cover_the_charges_of_their_meters() -> None:
     prices = a.prices(
         "item | meter | unit_price\n large | output_tokens | 3\n large | uncached_input_tokens | 1"

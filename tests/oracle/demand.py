@@ -495,6 +495,7 @@ def _committed(
 ) -> dict[Line, int]:
     """What of the lines of one quarter hour was paid ahead, and what their overage costs above their net."""
     paid: dict[Line, int] = {}
+    repriced: dict[Line, int] = {}
     measures = sorted({purse.row["meters"] for purse in purses if purse.row["amount"] is None})
     for meters in measures:
         counts, shares = {}, {}
@@ -512,12 +513,15 @@ def _committed(
             name = _overage_book(purses, line, lambda row, own=meters: row["meters"] == own)
             there = _at(book, name, line, rows, meters.split(",")) if name and units else None
             if there is not None:
-                extra = _part(there, units, counts[line]) - _part(shares[line], units, counts[line])
-                _add(found.amounts["overage_premium"], line, extra)
+                own = _part(shares[line], units, counts[line])
+                _add(found.amounts["overage_premium"], line, _part(there, units, counts[line]) - own)
+                _add(repriced, line, abs(own))
     left = {line: amount - paid.get(line, 0) for line, amount in lines.items()}
     for line, amount in _in_turn(purses, left, lambda row: row["amount"] is not None).items():
         _add(paid, line, amount)
-    for line, amount in left.items():
+    for line, all_over in left.items():
+        # what its overage in units costs was said before
+        amount = max(0, abs(all_over) - repriced.get(line, 0)) * (1 if all_over > 0 else -1)
         name = _overage_book(purses, line, lambda row: row["amount"] is not None)
         there = _at(book, name, line, rows, None) if name and amount else None
         if there is not None:

@@ -319,7 +319,8 @@ def _discounts(dice: Random, first: datetime) -> list[Row]:
 
 def _commitments(dice: Random, first: datetime) -> list[Row]:
     rows: list[Row] = []
-    for name in dice.choice([[], [], ["base"], ["base", "extra"]]):
+    counted = dice.choice([[OUTPUT], [f"{OUTPUT},{INPUT}"], [OUTPUT, INPUT]])
+    for name in dice.choice([[], ["base"], ["base", "extra"], ["base", "extra", "more"]]):
         edges = sorted(
             {first, *(first + QUARTER * dice.randint(1, QUARTERS) for _ in range(dice.randint(1, 3)))}
         )
@@ -329,8 +330,8 @@ def _commitments(dice: Random, first: datetime) -> list[Row]:
         cap = dice.choice([None, Decimal("0.5")]) if rule == "roll_over" else None
         until = dice.choice([None, edges[-1] + 960 * QUARTER]) if rule == "roll_over" else None
         ratio = dice.choice([Decimal(1), Decimal("0.5")])
-        meters = dice.choice([None, None, None, OUTPUT, f"{OUTPUT},{INPUT}"])
-        overage = dice.choice([None, None, "overage"])
+        meters = dice.choice([None, None, *counted])
+        overage = dice.choice([None, "overage"])
         for since, to in itertools.pairwise(edges):
             rows.append(
                 {
