@@ -469,6 +469,19 @@ BAD: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        "of: charge, product: large",
+        "of: charge, product: lagre",
+        [
+            "27: price_books[0].percentages[0].product: 'lagre': no such product in this catalog; "
+            "known are code, images, large",
+        ],
+    ),
+    (
+        "quantity: 500, weights: {output_tokens: 1}}",
+        "quantity: 500, products: [], weights: {output_tokens: 1}}",  # none, or all?
+        ["38: plans[0].limits[0].products: (a list): must not be empty"],
+    ),
+    (
         "product: code, ratio",
         "product: coed, ratio",
         [

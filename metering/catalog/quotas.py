@@ -11,7 +11,7 @@ from pydantic import Field
 from metering.catalog.documents import MISSING, Fault, KeyPath
 from metering.catalog.fields import Count, Name, Provider, Weight
 from metering.catalog.placed import Placed, priced_meters, spans
-from metering.catalog.shapes import ANY, CatalogObject, Span, no_rows
+from metering.catalog.shapes import ANY, CatalogObject, Span, all_unless_said
 from metering.catalog.spans import interval, span_columns
 from metering.catalog.supply import OTHER_METERS
 from metering.meters import METERS
@@ -35,9 +35,9 @@ class Quota(CatalogObject):
     quota: Name
     provider: Provider
     #: left out: every model of the provider counts
-    models: list[Name] = no_rows()
+    models: list[Name] = all_unless_said()
     #: left out: every region counts
-    regions: list[Name] = no_rows()
+    regions: list[Name] = all_unless_said()
     #: by dimension what one unit of each meter counts; `requests` may be weighed too
     weights: dict[str, dict[str, Weight]] = Field(min_length=1)
     steps: list[QuotaStep] = Field(min_length=1)

@@ -139,9 +139,16 @@ def _contracts_of_one_customer(placed: Sequence[Placed]) -> Iterator[Fault]:
 
 
 def _products(placed: Sequence[Placed]) -> set[str]:
-    """What is sold: every product that a price book or a contract has a price for."""
+    """What is sold: every product that a price book or a contract has a price for, or charges for by its cost."""
     priced = [one.item.prices for one in placed if isinstance(one.item, PriceBook | Contract)]
-    return {row.product for rows in priced for row in rows}
+    by_cost = {
+        row.product
+        for one in placed
+        if isinstance(one.item, PriceBook)
+        for row in one.item.percentages
+        if row.of == "cost" and row.product is not None
+    }
+    return {row.product for rows in priced for row in rows} | by_cost
 
 
 def _references(placed: Sequence[Placed], named: Named, *, every_price: bool) -> Iterator[Fault]:
@@ -156,6 +163,10 @@ def _references(placed: Sequence[Placed], named: Named, *, every_price: bool) ->
         item = one.item
         if isinstance(item, PriceBook):
             yield from price_rules.hours_known(one, item.prices, item)
+            for index, charged in enumerate(item.percentages if every_price else ()):
+                if charged.product is not None:
+                    of: KeyPath = ("percentages", index, "product")
+                    yield from known(one, of, charged.product, products, "product")
         elif isinstance(item, Plan):
             yield from known(one, ("price_book",), item.price_book, named.price_books, "price book")
             if every_price:

@@ -22,6 +22,11 @@ def no_rows() -> Any:
     return Field(default_factory=list, exclude_if=lambda rows: rows == [])
 
 
+def all_unless_said() -> Any:
+    """A list that means all where it is left out: an empty one could mean none as well, and is refused."""
+    return Field(default_factory=list, exclude_if=lambda rows: rows == [], min_length=1)
+
+
 class Strict(BaseModel):
     """Fields that cannot change, and no field that is not declared."""
 

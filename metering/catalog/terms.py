@@ -21,7 +21,7 @@ from metering.catalog.fields import (
     decimal_text,
 )
 from metering.catalog.prices import ProductPrice, in_order
-from metering.catalog.shapes import CatalogObject, Span, Strict, no_rows, unsaid
+from metering.catalog.shapes import CatalogObject, Span, Strict, all_unless_said, no_rows, unsaid
 
 
 class Fee(Strict):
@@ -101,7 +101,7 @@ class Limit(Strict):
     #: what one unit of each meter counts; `requests` may be weighed too, what is not named counts nothing
     weights: dict[str, Weight] = Field(min_length=1)
     #: left out: every product counts
-    products: list[Name] = no_rows()
+    products: list[Name] = all_unless_said()
     effective_from: Instant | None = None
     effective_until: Instant | None = None
 
@@ -137,7 +137,7 @@ class Commitment(Strict):
 
     commitment: Name
     #: left out: every product draws it down
-    products: list[Name] = no_rows()
+    products: list[Name] = all_unless_said()
     #: of units: the meters that count
     meters: list[str] = no_rows()
     paid: Literal["ahead", "in_arrears"]
@@ -160,7 +160,7 @@ class Credit(Strict):
     kind: Literal["promotional", "prepaid"]
     amount: Amount
     #: left out: every product
-    products: list[Name] = no_rows()
+    products: list[Name] = all_unless_said()
     #: left out: the contract's
     effective_from: Instant | None = None
     #: left out: it does not expire
