@@ -892,6 +892,20 @@ def test_a_fee_and_a_commitment_that_another_contract_interrupts_stand_once(tmp_
     assert made.fees.filter(fee="desk")["effective_from"].to_list() == [span[0], june]
 
 
+def test_a_contract_that_left_the_catalog_may_be_older_than_its_customer_there(tmp_path: Path) -> None:
+    entries = objects_of(tmp_path, TERMS).entries
+    ended, customer = entries["contract", "acme-2026"], entries["customer", "acme"]
+    dated = [customer.item.dated[0].model_copy(update={"effective_from": instant("2026-06-01")})]
+    entries = {
+        **entries,
+        ("contract", "acme-2026"): replace(ended, ended_at=instant("2026-09-01")),
+        ("customer", "acme"): replace(customer, item=customer.item.model_copy(update={"dated": dated})),
+    }
+    made = books(CatalogObjects(entries), 2)
+    assert made.customers.filter(customer="acme")["effective_from"].to_list() == [instant("2026-06-01")]
+    assert made.contracts.filter(customer="acme")["effective_from"].to_list() == [instant("2026-01-01")]
+
+
 def _interrupted(folder: Path, since: datetime, until: datetime, ended_at: datetime) -> dict[Any, Any]:
     """acme's contract, with a fee for its whole year, that ended when another one held within it."""
     entries = objects_of(folder, TERMS).entries

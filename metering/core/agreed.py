@@ -127,9 +127,12 @@ def charged_on_cost(part: Part, books: Books) -> ChargedOnCost:
     """
     ratios = _of_cost(books)
     used = part.flows.filter((pl.col("line") == "usage") & pl.col("series_id").is_not_null())
-    known = part.known.series.select("series_id", "customer", "product")
-    named = used.drop("customer", "product").join(known, on="series_id", validate="m:1")
-    named = _bound(named.rename({"slice_start": "quarter_start"}).drop("contract"), books)
+    sold = part.known.series.select("series_id", "customer", "product")
+    named = used.drop("customer", "product").join(sold, on="series_id", validate="m:1")
+    named = named.rename({"slice_start": "quarter_start"}).drop("contract")
+    known = books.customers.select("customer", *_SPAN, "kind")
+    named = in_force(named.drop("kind", strict=False), known, at="quarter_start", by=["customer"])
+    named = _bound(named.drop_nulls("kind"), books)
     named = _ratios(named, ratios).drop_nulls("_ratio")
     cost = pl.col("into").is_in(["cost_pool", "cost_on_demand"]) & pl.col("reason").is_null()
     by = ["quarter_start", "series_id", "customer", "contract", "product", "_ratio", "_charged_in"]

@@ -105,7 +105,10 @@ def _rules(books: Books) -> pl.DataFrame:
 
 
 def _with_rules(lines: pl.DataFrame, books: Books) -> pl.DataFrame:
-    """Give every line the number of the price rule that prices it, `_rule`; null: a unit price, or none."""
+    """Give every line the number of the price rule that prices it, `_rule`; null: a unit price, or none.
+
+    A line with a reason has none: the catalog may date a customer later than a contract that has left it.
+    """
     rules = _rules(books)
     known = identify(lines.select("quarter_start", *_CELL), _CELL)
     lines = lines.with_columns(known.rows["series_id"].alias("_cell"))
@@ -134,7 +137,8 @@ def _with_rules(lines: pl.DataFrame, books: Books) -> pl.DataFrame:
             pl.when(pl.col("_own_price").is_null()).then(pl.coalesce("_rest_hours", "_rest")),
         ).alias("_rule"),
     )
-    return lines.join(found, on=["quarter_start", "_cell"], how="left", validate="m:1").drop("_cell")
+    lines = lines.join(found, on=["quarter_start", "_cell"], how="left", validate="m:1").drop("_cell")
+    return lines.with_columns(pl.when(pl.col("reason").is_null()).then(pl.col("_rule")))
 
 
 def _at_cells(cells: pl.DataFrame, dated: pl.DataFrame, by: list[str]) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """Prices by hand: tiers, packages, free units, hours, percentages; and what must hold for any of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 
 from metering.core.pricing import Gross, gross
 from metering.errors import BadInput
-from metering.frames import CONTRACT_TERMS, PERCENTAGES, PRICE_HOURS, Books
+from metering.frames import CONTRACT_TERMS, INSTANT, PERCENTAGES, PRICE_HOURS, Books
 from metering.money import from_quanta
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read
@@ -491,6 +492,20 @@ def test_what_no_rule_and_no_price_is_for_is_unrated_in_the_words_of_rating() ->
         """,
     )
     assert total(done) == 3
+
+
+def test_a_customer_that_was_unknown_is_charged_by_no_rule_whatever_contract_it_had() -> None:
+    """As by no unit price; what it used counts on the contract's counter all the same."""
+    books = priced(
+        "free_units\n 1",
+        "tier | from_units | up_to | unit_price\n 1 | 0 | 2 | 5\n 2 | 2 | - | 3",
+    )
+    since = pl.lit(instant("2026-01-05"), dtype=INSTANT)
+    late = replace(books, customers=books.customers.with_columns(since.alias("effective_from")))
+    usage = "quarter_start | output_tokens\n 2026-01-04 | 2\n 2026-01-05 | 4"
+    done = by(late, usage)
+    check(money(done.lines, "quarter_start"), "quarter_start | gross\n 2026-01-05 | 14")
+    check(done.unrated, "quarter_start | quantity | reason\n 2026-01-04 | 2 | unknown_customer")
 
 
 def test_amounts_stay_exact_to_the_last_quantum_and_too_large_ones_are_refused() -> None:

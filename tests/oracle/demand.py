@@ -188,6 +188,10 @@ def _price(
     ruled: dict[tuple[str, str], dict[datetime, dict[str, dict[tuple[Key, str], int]]]] = {}
     rules: dict[str, Row] = {}
     for (at, series, meter), quantity in sorted(rows.items(), key=str):
+        if book.in_force("customers", at, customer=contract["customer"]) is None:
+            if meter != "requests":
+                found.unpriced.append((at, series, meter))
+            continue
         rule = _rule(book, name, at, series, meter)
         if rule is not None:
             rules[rule["rule"]] = rule

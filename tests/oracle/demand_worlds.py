@@ -136,6 +136,8 @@ def _books(dice: Random) -> Books:
         "maximum": dice.choice([None, None, None, Decimal("0.30"), Decimal(20)]),
     }
     rules, tiers = _rules(dice)
+    # a contract that has left the catalog may be older than what the catalog knows of its customer
+    known = dice.choice([*[instant("2025-01-01")] * 9, _edge(dice)])
     made = Books(
         1,
         customers=_frame(
@@ -146,7 +148,7 @@ def _books(dice: Random) -> Books:
                     "name": name,
                     "kind": "paying",
                     "segment": "s",
-                    "effective_from": instant("2025-01-01"),
+                    "effective_from": known,
                 }
                 for name in ("acme", "other")
             ],
