@@ -106,6 +106,10 @@ def test_what_demand_would_cost(ledger: Ledger, run: Run, tmp_path: Path) -> Non
         "Both: costs 1.00 USD more for 0.00 USD more revenue in 2026-11-21; over 30 days 30.00 USD more"
         in shown
     )
+    # given that capacity, the limits cost nothing
+    assert (
+        "of it the raised limits, given the other changes: 0.00 USD more for 0.00 USD more revenue" in shown
+    )
     assert (
         "block: of 40 to 64 more burn units 40 to 64 fill idle capacity that was paid for anyway, 0 spill"
         in shown

@@ -36,7 +36,10 @@ _CENT: Final = Decimal("0.01")
 
 @dataclass(frozen=True)
 class Compared:
-    """A period before and after a scenario. afters: one, or where limits are raised the lower and the upper bound."""
+    """A period before and after a scenario. afters: one, or where limits are raised the lower and the upper bound.
+
+    others: with all changes but raised limits, where there are such and others; None: there are not.
+    """
 
     scenario: Scenario
     provenance: Provenance
@@ -44,6 +47,7 @@ class Compared:
     currency: str
     before: Margin
     afters: tuple[Margin, ...]
+    others: Margin | None
     stuck: tuple[str, ...]
     rebuilt: tuple[str, ...]
     raised: Raised | None
@@ -229,6 +233,16 @@ class Compared:
         yield from self._who_pays()
         yield from self._who_loses()
         yield said
+        if self.others is not None:
+            rest = self.others.lines
+            more, earned = (
+                [_amount(side.lines, measure) - _amount(rest, measure) for side in self.afters]
+                for measure in ("cost", "revenue")
+            )
+            yield (
+                f"of it the raised limits, given the other changes: {_span(more, self.currency)} for "
+                f"{_span(earned, self.currency, 'revenue')}"
+            )
 
     def _who_pays(self) -> Iterator[str]:
         for row in (

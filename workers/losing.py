@@ -16,7 +16,7 @@ _TOLD: Final = 3
 _UNBILLED: Final = Decimal("0.05")
 
 
-def loss_notes(lines: pl.DataFrame, by: str, currency: str) -> Iterator[str]:
+def loss_notes(lines: pl.DataFrame, by: str, currency: str, period: str) -> Iterator[str]:
     """A sentence for each of the largest losses, by customer, plan, contract or segment, and where to look further."""
     found = losses(lines, by).sort("margin", "whose")
     for row in found.head(_TOLD).iter_rows(named=True):
@@ -26,7 +26,7 @@ def loss_notes(lines: pl.DataFrame, by: str, currency: str) -> Iterator[str]:
         more = f"{rest:,} more {'loses' if rest == 1 else 'lose'} money; " if rest > 0 else ""
         worst = found["whose"][0]
         named = f"'{by}={worst}'" if " " in worst else f"{by}={worst}"
-        yield f"{more}down to prices and quantities: `metering explain margin {named} margin`, same period"
+        yield f"{more}down to prices and quantities: `metering explain margin {named} margin --period {period}`"
 
 
 def why(row: Mapping[str, Any]) -> str:

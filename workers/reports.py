@@ -240,7 +240,7 @@ class MarginReport:
         if not (rows["idle_share"] != 0).any():
             ranks |= dict.fromkeys(("idle_share", "margin_loaded"), 9)
         else:  # who carries idle is asked before where its own cost ran
-            ranks |= {"idle_share": 1, "cost_pool": 4}
+            ranks |= {"idle_share": 1}
         laid_out = tuple(
             replace(column, rank=ranks.get(column.name, column.rank))
             for column in select(columns.MARGIN, declared)
@@ -278,7 +278,7 @@ class MarginReport:
         """Why those who lose money do, where a row is a customer or what customers have."""
         if len(by) != 1 or by[0] not in _LOSING:
             return
-        yield from loss_notes(self.computed.lines, by[0], self.currency)
+        yield from loss_notes(self.computed.lines, by[0], self.currency, self.provenance.period.name)
         nobodys = self.computed.lines.filter(pl.col("customer").is_null())
         if by[0] in _NONE_OF_IT and nobodys.height:
             yield (

@@ -23,6 +23,7 @@ from metering.catalog.scenarios import (
     Move,
     MoveCustomers,
     PlacedChange,
+    RaiseLimits,
     ReplaceBurndown,
     ReplaceFee,
     Resize,
@@ -117,6 +118,8 @@ def what_if(
     say("computing what would have been")
     earlier = usage_of_terms(connection, after, provenance).filter(outside)
     afters = tuple(computed(found.traffic, after, earlier, more) for more in bounds or (None,))
+    alone = all(isinstance(placed.change, RaiseLimits) for placed in scenario.changes)
+    others = computed(found.traffic, after, earlier) if bounds and not alone else None
     stuck = {*found.stuck, *(pool for more in bounds for pool in more.stuck)}
     return Compared(
         scenario,
@@ -125,6 +128,7 @@ def what_if(
         settings.reporting_currency,
         before,
         afters,
+        others,
         tuple(sorted(stuck)),
         tuple(rebuilt),
         held,

@@ -40,7 +40,8 @@ def losses(lines: pl.DataFrame, by: str) -> pl.DataFrame:
 
     lines: results.MARGIN_LINES of a period. What is nobody's (unused capacity) is no loss of anybody. Customers that
     are not meant to pay (trial, free, internal, research, unknown) are left out by customer; a plan, contract or
-    segment is judged with all who are in it. Of products that cost the same the first by name is told.
+    segment is judged with all who are in it, if somebody in it pays. Of products that cost the same the first by name
+    is told.
     """
     of = pl.col(by).is_not_null() & pl.col("customer").is_not_null()
     if by == "customer":
@@ -52,9 +53,10 @@ def losses(lines: pl.DataFrame, by: str) -> pl.DataFrame:
             pl.col(_AMOUNTS).sum(),
             pl.col("requests").cast(SUM).sum(),
             (pl.col("requests") - pl.col("billable_requests")).cast(SUM).sum().alias("unbilled_requests"),
+            (pl.col("kind") == "paying").any().alias("_pays"),
         )
         .with_columns((pl.col("revenue") - pl.col("cost")).alias("margin"))
-        .filter(pl.col("margin") < 0)
+        .filter(pl.col("_pays") & (pl.col("margin") < 0))
     )
     products = (
         rows.filter(pl.col("product").is_not_null())

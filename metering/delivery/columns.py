@@ -8,7 +8,9 @@ from metering.delivery.report import Column, Kind
 from metering.meters import METERS
 
 
-def _columns(*rows: tuple[str, Kind, str, str, int]) -> tuple[Column, ...]:
+def _columns(
+    *rows: tuple[str, Kind, str, str, int] | tuple[str, Kind, str, str, int, str],
+) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
 
 
@@ -61,8 +63,8 @@ _AMOUNTS: Final = _columns(
     ("breakage", "money", "breakage", "", 6),
     ("promotional_credit", "money", "promotional", "credits", 6),
     ("revenue", "money", "revenue", "", 0),
-    ("cost_pool", "money", "pool cost", "", 2),
-    ("cost_on_demand", "money", "on-demand cost", "", 2),
+    ("cost_pool", "money", "pool cost", "", 2, "cost"),
+    ("cost_on_demand", "money", "on-demand cost", "", 2, "cost"),
     ("cost", "money", "cost", "", 0),
     ("idle_share", "money", "idle carried", "", 5),
     ("cost_loaded", "money", "loaded cost", "", 9),

@@ -69,14 +69,19 @@ def test_who_loses_money_and_of_what() -> None:
     )
     # a plan is all who are on it: 50 of fees, 42 of cost
     assert losses(lines(LINES), "plan").is_empty()
+    # a plan of nobody who pays loses nothing that anybody would ask about
+    internal = lines(LINES).with_columns(
+        pl.when(pl.col("customer") == "labs").then(pl.lit("own")).otherwise("plan").alias("plan")
+    )
+    assert losses(internal, "plan").is_empty()
 
 
 def test_why_is_told_in_a_sentence() -> None:
-    assert [*loss_notes(lines(LINES), "customer", "USD")] == [
+    assert [*loss_notes(lines(LINES), "customer", "USD", "2026-03-01")] == [
         "acme loses 15.00 USD: earns 25.00 for 2,000 requests that cost 40.00 (34.00 for capacity in pools, 6.00 on "
         "demand): 12.50 against 20.00 per thousand; large is 90.0 % of the cost; 100 of the requests are not billed "
         "(retries, failures, internal use)",
         "corvid loses 3.00 USD: earns 1.00 after 2.00 of promotional credits for 100 requests that cost 4.00 (4.00 on "
         "demand): 10.00 against 40.00 per thousand",
-        "down to prices and quantities: `metering explain margin customer=acme margin`, same period",
+        "down to prices and quantities: `metering explain margin customer=acme margin --period 2026-03-01`",
     ]
