@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import polars as pl
 
-from metering.core.cells import ON_DEMAND, Cells
+from metering.core.bridge_steps import Cell, Indices, OnCost, charge_steps, cost_steps, on_cost_steps
+from metering.core.cells import Cells
 from metering.core.pricing import PERCENTAGE
 from metering.money import decimal_to_quanta, from_quanta
 from metering.results import BRIDGE, CHARGED_ON_COST
@@ -53,29 +54,15 @@ class Told:
     rates: Mapping[str, int]
 
 
-class _Cell(NamedTuple):
-    quantity: int
-    gross: int
-    amount: int
-
-
-class _OnCost(NamedTuple):
-    """A charge that is a ratio of cost: of each place what ran there and what that cost, and the whole charge."""
-
-    places: dict[str, _Cell]
-    gross: int
-    amount: int
-
-
 @dataclass
 class _Side:
     """The cells of one customer: charges by what was sold, or as a ratio of cost; costs by what was served and
     where; capacity that nobody used, or idle that was carried; the rest."""
 
-    sold: dict[tuple[object, ...], _Cell] = field(default_factory=dict)
-    on_cost: dict[tuple[object, ...], _OnCost] = field(default_factory=dict)
-    served: dict[tuple[object, ...], dict[str, _Cell]] = field(default_factory=dict)
-    idle: dict[tuple[str, str | None, str], _Cell] = field(default_factory=dict)
+    sold: dict[tuple[object, ...], Cell] = field(default_factory=dict)
+    on_cost: dict[tuple[object, ...], OnCost] = field(default_factory=dict)
+    served: dict[tuple[object, ...], dict[str, Cell]] = field(default_factory=dict)
+    idle: dict[tuple[str, str | None, str], Cell] = field(default_factory=dict)
     other: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @property
@@ -157,7 +144,7 @@ def _by_customer(made: Cells) -> dict[str | None, _Side]:
     sides: dict[str | None, _Side] = {}
     for row in made.cells.iter_rows(named=True):
         side = sides.setdefault(row["customer"], _Side())
-        cell = _Cell(row["quantity"], row["gross"], row["amount"])
+        cell = Cell(row["quantity"], row["gross"], row["amount"])
         about = tuple(row[name] for name in ("item", "tier", "region", "context_breakpoint", "meter"))
         match row["of"]:
             case "charge":
@@ -172,9 +159,9 @@ def _by_customer(made: Cells) -> dict[str | None, _Side]:
     for row in made.on_cost.iter_rows(named=True):
         side = sides.setdefault(row["customer"], _Side())
         about = tuple(row[name] for name in _ON_COST)
-        places, gross, amount = side.on_cost.get(about, _OnCost({}, 0, 0))
-        places[row["place"]] = _Cell(row["quantity"], row["cost"], row["cost"])
-        side.on_cost[about] = _OnCost(places, gross + row["gross"], amount + row["amount"])
+        places, gross, amount = side.on_cost.get(about, OnCost({}, 0, 0))
+        places[row["place"]] = Cell(row["quantity"], row["cost"], row["cost"])
+        side.on_cost[about] = OnCost(places, gross + row["gross"], amount + row["amount"])
     return sides
 
 
@@ -250,7 +237,7 @@ def _changes(
     before: _Side,
     after: _Side,
     scale: tuple[int, int] | None,
-    indices: Mapping[tuple[str, str | None, str], tuple[int, int]],
+    indices: Indices,
     turns: Mapping[tuple[str, str], tuple[int, int]],
 ) -> Iterator[Change]:
     """Of one customer: side, term, currency, change in quanta of it."""
@@ -260,21 +247,21 @@ def _changes(
         if was and now and str(key[4]).startswith(PERCENTAGE):
             charged, mixed = _charged(before, after, key)
             was, now = was._replace(quantity=charged), now._replace(quantity=mixed)
-        steps = _charge_steps(was, now, scale)
+        steps = charge_steps(was, now, scale)
         yield from _differences("revenue", terms, str(key[-1]), steps)
     for key in {**before.served, **after.served}:
         terms = ("volume", "mix", "supplier_price", "utilization")
         currency = str(key[-1])
-        found = _cost_steps(before.served.get(key, {}), after.served.get(key, {}), scale, indices, currency)
+        found = cost_steps(before.served.get(key, {}), after.served.get(key, {}), scale, indices, currency)
         yield from _differences("cost", terms, currency, found)
     for key in {**before.on_cost, **after.on_cost}:
         currencies = str(key[-2]), str(key[-1])
-        found = _on_cost_steps(
+        found = on_cost_steps(
             before.on_cost.get(key), after.on_cost.get(key), scale, indices, currencies[0], turns[currencies]
         )
         yield from _differences("revenue", _ON_COST_TERMS, currencies[1], found)
     for key in {**before.idle, **after.idle}:
-        was, now = before.idle.get(key, _Cell(0, 0, 0)), after.idle.get(key, _Cell(0, 0, 0))
+        was, now = before.idle.get(key, Cell(0, 0, 0)), after.idle.get(key, Cell(0, 0, 0))
         up, below = indices.get(key, (1, 1))
         steps = [was.amount, was.amount * up // below, now.amount]
         yield from _differences("cost", ("supplier_price", "utilization"), key[-1], steps)
@@ -301,77 +288,6 @@ def _charged(before: _Side, after: _Side, of: tuple[object, ...]) -> tuple[int, 
         else:
             mixed += now.gross if now else 0
     return charged, mixed
-
-
-def _charge_steps(was: _Cell | None, now: _Cell | None, scale: tuple[int, int] | None) -> list[int]:
-    """The charge of a cell: as it was, at the new volume, the new mix, the new price, the new discount."""
-    start = was.amount if was else 0
-    end = now.amount if now else 0
-    if scale is None:
-        return [start, end, end, end, end]
-    scaled = start * scale[0] // scale[1]
-    if was is None or was.quantity == 0 or now is None:
-        return [start, scaled, end, end, end]
-    mixed = was.amount * now.quantity // was.quantity
-    priced = now.gross * was.amount // was.gross if was.gross else end
-    return [start, scaled, mixed, priced, end]
-
-
-def _cost_steps(
-    was: Mapping[str, _Cell],
-    now: Mapping[str, _Cell],
-    scale: tuple[int, int] | None,
-    indices: Mapping[tuple[str, str | None, str], tuple[int, int]],
-    currency: str,
-) -> list[int]:
-    """The cost of a cell over its places: as it was, at the new volume, mix, supplier prices, and as it ran."""
-    start, end = sum(cell.amount for cell in was.values()), sum(cell.amount for cell in now.values())
-    if scale is None:
-        return [start, end, end, end, end]
-    scaled = sum(cell.amount * scale[0] // scale[1] for cell in was.values())
-    ran = sum(cell.quantity for cell in was.values())
-    runs = sum(cell.quantity for cell in now.values())
-    if ran == 0 or not now:
-        return [start, scaled, end, end, end]
-    mixed = start * runs // ran
-    supplied = 0
-    for place, cell in was.items():
-        there = now.get(place)
-        if place != ON_DEMAND:
-            up, below = indices.get((place, None, currency), (1, 1))
-            supplied += runs * cell.amount * up // (ran * below)
-        elif there is not None and there.quantity:
-            supplied += runs * cell.quantity * there.amount // (ran * there.quantity)
-        else:
-            supplied += runs * cell.amount // ran
-    return [start, scaled, mixed, supplied, end]
-
-
-def _on_cost_steps(
-    was: _OnCost | None,
-    now: _OnCost | None,
-    scale: tuple[int, int] | None,
-    indices: Mapping[tuple[str, str | None, str], tuple[int, int]],
-    cost_currency: str,
-    turn: tuple[int, int],
-) -> list[int]:
-    """A charge that is a ratio of cost: as it was, at the new volume, mix, ratio, discount; then as its cost moved by
-    suppliers' prices and by utilization, all at the old exchange rate; and at the new."""
-    start, end = was.amount if was else 0, now.amount if now else 0
-    if scale is None:
-        return [start, *[end] * 7]
-    if was is None or now is None:
-        return [start, start * scale[0] // scale[1], *[end] * 6]
-    _, _, mixed_cost, supplied_cost, cost = _cost_steps(was.places, now.places, scale, indices, cost_currency)
-    scaled = start * scale[0] // scale[1]
-    ran = sum(cell.quantity for cell in was.places.values())
-    if ran == 0 or cost == 0 or was.gross == 0:
-        return [start, scaled, *[end] * 6]
-    up, below = turn
-    mixed = start * sum(cell.quantity for cell in now.places.values()) // ran
-    priced = now.gross * mixed_cost * start * up // (cost * was.gross * below)
-    discounted, supplied = (end * each * up // (cost * below) for each in (mixed_cost, supplied_cost))
-    return [start, scaled, mixed, priced, discounted, supplied, end * up // below, end]
 
 
 def _translated(quanta: int, of: str, into: str, rates: Mapping[str, int]) -> int:
