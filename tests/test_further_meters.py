@@ -1,9 +1,11 @@
 """Audio, images and tool calls in the ledger: packed, folded, taken back, verified, archived; free where absent."""
 
+import hashlib
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
+import polars as pl
 import psycopg
 import pytest
 
@@ -120,3 +122,25 @@ def test_the_ledger_refuses_what_is_no_further_meters(ledger: Ledger, value: byt
 
 def test_every_meter_is_kept_once() -> None:
     assert len({*FIRST_METERS, *FURTHER_METERS}) == len(METERS) == 12
+
+
+def test_a_day_that_was_archived_before_there_were_further_meters(
+    settings: Settings, ledger: Ledger, tmp_path: Path
+) -> None:
+    intake = ledger.intake()
+    ledger.batch(intake, [Event("2026-10-01 10:00:00"), Event("2026-10-02 10:00:00", meters=SEEN)])
+    ledger.execute("UPDATE stream_positions SET seen_until = '2026-10-19'")
+    fold.run(until_idle=True, settings=settings)
+    before = ledger.execute("SELECT * FROM usage_events ORDER BY batch_id, ordinal")
+    archive.archive_day(settings, FIRST, date(2026, 10, 20))
+    (file,) = (tmp_path / "archive").glob("*.parquet")
+    pl.read_parquet(file).drop(FURTHER_METERS).write_parquet(file)
+    content = file.read_bytes()
+    ledger.execute(
+        "UPDATE archives SET sha256 = %s, bytes = %s", hashlib.sha256(content).digest(), len(content)
+    )
+    assert differences(settings) == {}
+    assert not any(each.differing for each in rebuild(settings, dry_run=True).differences)
+    archive.restore_day(settings, FIRST)
+    assert ledger.execute("SELECT * FROM usage_events ORDER BY batch_id, ordinal") == before
+    assert differences(settings) == {}
