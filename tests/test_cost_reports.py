@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from metering.core.margin import on_floor_basis
+from metering.core.summary import on_floor_basis
 from metering.periods import parse_period
 from metering.settings import Settings, read_settings
 from metering.store import postgres

@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import Connection
 
 from metering.core.alerting import STATES, changes, judged_periods, margin_findings, messages
-from metering.core.margin import on_floor_basis, summarise
+from metering.core.summary import on_floor_basis, summarise
 from metering.delivery.messages import CHAIN_HEADS, DIGEST_ALERTS_MAX, PARTS_MAX
 from metering.delivery.report import instant
 from metering.settings import Settings

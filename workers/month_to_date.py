@@ -9,8 +9,8 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering.core.costs import pools_by_burn, usage_basis
-from metering.core.margin import summarise
 from metering.core.revenue import Earned, earned, reach
+from metering.core.summary import summarise
 from metering.delivery.report import Provenance
 from metering.frames import Books
 from metering.periods import DAY, Period, floor_to_quarter

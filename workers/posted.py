@@ -9,9 +9,9 @@ from typing import Final
 import polars as pl
 from sqlalchemy import Connection
 
-from metering.core.margin import summarise
 from metering.core.posting import posted
 from metering.core.revenue import reach
+from metering.core.summary import summarise
 from metering.delivery.report import Column, Report
 from metering.delivery.tables import money
 from metering.errors import BadInput

@@ -15,9 +15,10 @@ from metering.core import revenue
 from metering.core.capacity import capacity, together
 from metering.core.costs import pools_by_burn, pools_by_customer, reach
 from metering.core.deciles import plan_deciles
-from metering.core.margin import Margin, margin, summarise
+from metering.core.margin import Margin, margin
 from metering.core.revenue import Earned
 from metering.core.series import united
+from metering.core.summary import summarise
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, counted, select
 from metering.delivery.tables import money, ratio

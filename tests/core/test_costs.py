@@ -8,7 +8,8 @@ import pytest
 
 from metering.core.costs import costs, usage_basis
 from metering.core.exchange import rates
-from metering.core.margin import margin, summarise
+from metering.core.margin import margin
+from metering.core.summary import summarise
 from metering.frames import (
     BILL_LINES,
     CAPACITY_FEES,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metering.core.deciles import plan_deciles
-from metering.core.margin import summarise
+from metering.core.summary import summarise
 from metering.frames import Books
 from metering.money import from_quanta
 from metering.results import MARGIN_LINES

@@ -6,7 +6,8 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from metering.core.margin import margin, summarise
+from metering.core.margin import margin
+from metering.core.summary import summarise
 from metering.errors import BadInput
 from metering.frames import CUSTOMERS, MODELS, POOL_USAGE, USAGE
 from metering.periods import parse_period

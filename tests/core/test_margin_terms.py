@@ -5,7 +5,8 @@ from decimal import Decimal
 import polars as pl
 import pytest
 
-from metering.core.margin import margin, summarise
+from metering.core.margin import margin
+from metering.core.summary import summarise
 from metering.frames import CONTRACT_TERMS, EXCHANGE_RATES, PERCENTAGES, POOL_USAGE
 from metering.money import to_quanta
 from metering.periods import parse_period

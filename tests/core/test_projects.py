@@ -7,7 +7,8 @@ import polars as pl
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from metering.core.margin import margin, summarise
+from metering.core.margin import margin
+from metering.core.summary import summarise
 from metering.frames import POOL_USAGE, PROJECT_USAGE, SUMS, USAGE
 from metering.periods import parse_period
 from metering.results import LINE_KEY, MARGIN_LINES, PROJECT_LINES

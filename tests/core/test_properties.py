@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metering.core.capacity import capacity, summarise_capacity
 from metering.core.capacity import together as capacity_together
-from metering.core.margin import Margin, margin, summarise
+from metering.core.margin import Margin, margin
 from metering.core.rating import (
     charged_sums,
     charges,
@@ -19,6 +19,7 @@ from metering.core.rating import (
     on_demand_prices,
 )
 from metering.core.recognition import recognised
+from metering.core.summary import summarise
 from metering.frames import DIMENSIONS, SUM, SUMS, Books
 from metering.meters import METERS
 from metering.money import to_quanta
