@@ -7,7 +7,15 @@ import pytest
 
 from metering.core.margin import margin
 from metering.core.summary import summarise
-from metering.frames import CONTRACT_TERMS, EXCHANGE_RATES, PERCENTAGES, POOL_USAGE
+from metering.frames import (
+    CONTRACT_TERMS,
+    CONTRACTS,
+    CUSTOMERS,
+    EXCHANGE_RATES,
+    PERCENTAGES,
+    POOL_USAGE,
+    SUMS,
+)
 from metering.money import to_quanta
 from metering.periods import parse_period
 from metering.results import MARGIN_BY, MARGIN_LINES
@@ -191,6 +199,90 @@ def test_a_breach_that_exchange_rates_alone_made_says_so(contract_rate, by_fx):
     assert (row["revenue"], row["margin"], row["breach"], row["breach_by_fx"]) == (500, 50, True, by_fx)
     assert row["revenue_fx_effect"] == row["fx_effect"] == Decimal(-100 if by_fx else 0)
     assert made.rates.rows() == [("CHF", 5 * 10**11, 5 * 10**11, False)]
+
+
+def test_a_trial_that_becomes_paying_and_moves_to_another_plan_within_a_period_is_told_apart():
+    """Trial until the 11th, plan team until the 21st, then scale; every contract counts its own tiers and period.
+
+    Of March 10 days each at a minimum of 310: 100, of team; 11 of scale: 110. Tiers: 100 at 1, then at 0.50.
+    """
+    edges = ["2026-03-01", "2026-03-11", "2026-03-21", "-"]
+    spans = list(zip(("trial", "team", "scale"), edges, edges[1:], strict=False))
+    bound = "\n".join(f" {plan} | {since} | {until}" for plan, since, until in spans)
+    agreed = "\n".join(
+        f" {plan} | {plan} | {since} | {until} | {'-' if plan == 'trial' else 310}"
+        for plan, since, until in spans
+    )
+    tiers = a.rules(
+        "free_units\n 0",
+        """
+        tier | from_units  | up_to       | unit_price
+        1    | 0           | 100_000_000 | 0.000001
+        2    | 100_000_000 | -           | 0.0000005
+        """,
+    )
+    books = terms(
+        **tiers,
+        customers=read(
+            "kind | effective_from | effective_until\n trial | 2026-03-01 | 2026-03-11\n paying | 2026-03-11 | -",
+            CUSTOMERS,
+            customer="acme",
+            name="Acme",
+            segment="startup",
+        ),
+        contracts=read(
+            f"contract | effective_from | effective_until\n{bound}",
+            CONTRACTS,
+            customer="acme",
+            price_book="standard",
+            floor_basis="usage",
+        ),
+        contract_terms=read(
+            f"contract | plan | effective_from | effective_until | minimum\n{agreed}",
+            CONTRACT_TERMS,
+            customer="acme",
+            currency="USD",
+            anchor_day=1,
+            zone="UTC",
+            period_months=1,
+        ),
+        cost_books=ON_DEMAND,
+    )
+    usage = bought(
+        """
+        quarter_start    | dollars
+        2026-03-02 00:00 | 140
+        2026-03-10 23:45 |  60
+        2026-03-11 00:00 |  60
+        2026-03-21 00:00 | 300
+        2026-03-31 23:45 | 100
+        """
+    ).with_columns(pl.lit("cirrus").alias("provider"))
+    made = of_march(usage, books)
+    # trial: 100 + 50; team: 60, and 40 to its minimum; scale: 100 + 150
+    check(
+        summarise(made.lines, ["kind", "plan", "contract"], books),
+        """
+        kind   | plan  | contract | gross | top_up | revenue | cost
+        trial  | trial | trial    | 150   | 0      | 150     | 100
+        paying | team  | team     | 60    | 40     | 100     | 30
+        paying | scale | scale    | 250   | 0      | 250     | 200
+        """,
+    )
+    # taken back late, a unit of the first quarter hour is one less of the tier that the counter ended in
+    void = usage.head(1).with_columns(
+        pl.lit("charge").alias("counts_for"), *((pl.lit(0) - pl.col(name)).alias(name) for name in SUMS)
+    )
+    after = of_march(pl.concat([usage, void]), books)
+    check(
+        summarise(after.lines, ["plan"], books),
+        """
+        plan  | gross | top_up | revenue | cost
+        trial | 60    | 0      | 60      | 100
+        team  | 60    | 40     | 100     | 30
+        scale | 250   | 0      | 250     | 200
+        """,
+    )
 
 
 def test_what_a_contract_still_owes_is_of_its_last_plan():
