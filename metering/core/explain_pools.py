@@ -198,7 +198,8 @@ def pool_quarters(made: Margin) -> pl.DataFrame:
 def _pool_said(row: Mapping[str, Any]) -> str:
     """What pools served of what was contracted and recognised, in one quarter hour or in several."""
     by = row["denominator"] or 1
-    quarters = f"{row['quarters']:,} quarter hours" if row["quarters"] > 1 else "the quarter hour"
+    alone = row["quarters"] == 1
+    quarters = "the quarter hour" if alone else f"{row['quarters']:,} quarter hours, each split by itself"
     recognised = f"{money(row['recognised'])} recognised"
     state = " (estimated: not billed yet)" if row["estimated"] else ""
     capacity = f"{_burn(row['part'], by)} of {_burn(row['contracted'], by)} contracted"

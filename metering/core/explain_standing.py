@@ -191,7 +191,6 @@ class _Commitment:
 
     def _drawn(self) -> Node:
         drawn = self._done.drawn.filter(self._is())
-        what = "net charges" if self.per == MONEY_PER else "units"
         counted = self.stands.eligible.filter(
             (pl.col("holder") == self.said["holder"])
             & pl.col("slice_start").is_between(
@@ -200,9 +199,10 @@ class _Commitment:
         )
         counted = counted.filter(counts_toward(pl.lit(pl.Series([self.said["draws"]])), pl.col("account")))
         all_of = int(counted["amount"].sum())
-        how = f"{what} of its products in {self._span()}, in the order of time, as far as it goes: {self.told(all_of)}"
+        what = "net charges" if self.per == MONEY_PER else "units"
+        how = f"{self.told(all_of)} {what} of its products counted toward it, {self._span()}"
         if all_of != (taken := int(drawn["amount"].sum())):
-            how += f", of which it drew {self.told(taken)}"
+            how += f"; of these it drew {self.told(taken)}, in the order of time"
         return total("drawn", self._by_product(drawn, counted), self.per, self.unit, how)
 
     def _by_product(self, rows: pl.DataFrame, counted: pl.DataFrame) -> list[Node]:
@@ -304,8 +304,8 @@ class _Commitment:
         pace = self.row["run_rate_per_day"]
         each = "nothing" if pace is None else self.told(self.amount("run_rate_per_day"))
         how = (
-            f"{each} a day counts toward it, for {left:,.2f} days to its end, as far as what draws before it leaves some "
-            "and there is some left of it"
+            f"{each} a day counts toward it, for {left:,.2f} days to its end; what draws before it comes first, and it "
+            "draws no more than is left of it"
         )
         parts = [
             drawn.named(f"drawn until {self.stands.until:{MINUTE}} UTC"),
