@@ -11,7 +11,18 @@ from typing import Final
 
 from rich.console import Console
 
-from bench import batch_index, capacity, freshness, growing, ingesting, ledger, margin, memory, scaling
+from bench import (
+    batch_index,
+    capacity,
+    explaining,
+    freshness,
+    growing,
+    ingesting,
+    ledger,
+    margin,
+    memory,
+    scaling,
+)
 from bench.measures import (
     Measure,
     Results,
@@ -28,14 +39,17 @@ from metering.errors import BadInput, MeteringError
 
 SERVERS_FOLDER: Final = Path("var/bench-sandbox")
 RESULTS: Final = Path("var/bench/latest.json")
-_DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin", "capacity")
+_DEFAULT_PARTS: Final = ("ingest", "duplicates", "fold", "verify", "margin", "explain", "capacity")
 #: Those that need no servers.
-_FROM_FILES: Final = frozenset({"margin", "margin-tenfold", "margin-million", "capacity", "capacity-tenfold"})
+_FROM_FILES: Final = frozenset(
+    {"margin", "margin-tenfold", "margin-million", "explain", "capacity", "capacity-tenfold"}
+)
 #: Those that take long, or that only a change of the program asks for.
 PARTS: Final = (
     *_DEFAULT_PARTS,
     "margin-tenfold",
     "margin-million",
+    "explain",
     "capacity-tenfold",
     "grow",
     "freshness",
@@ -223,6 +237,8 @@ def main(given: Sequence[str] | None = None) -> None:
                 print_profile(ground, scale, console)
     if "margin" in parts:
         results.measures += margin.margin_measures(scale.margin_rows, scale.margin_customers, say)
+    if "explain" in parts:
+        results.measures += explaining.explain_measures(scale.margin_rows, scale.margin_customers, say)
     if "margin-tenfold" in parts:
         results.measures += margin.margin_measures(
             10 * scale.margin_rows, scale.margin_customers, say, stated=True

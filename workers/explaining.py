@@ -14,7 +14,7 @@ from metering.core.costs import reach
 from metering.core.explain_capacity import CapacityCell, explain_capacity
 from metering.core.explain_closure import BASES, ClosureCell, explain_closure
 from metering.core.explain_limits import explain_exposure, explain_windows
-from metering.core.explain_margin import COLUMNS, Cell, explain_margin
+from metering.core.explain_margin import COLUMNS, Cell, books_of, explain_margin
 from metering.core.explain_standing import (
     Stands,
     explain_balance,
@@ -187,7 +187,7 @@ def _computed(
         by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of)
         used = books
     else:
-        used = _of_pools(books, pools)
+        used = _of_pools(books if customer is None else books_of(books, customer), pools)
         read, by_minute, by_customer = mine, POOL_USAGE.empty(), POOL_CUSTOMER_USAGE.empty()
         if pools:
             # what a pool costs is shared quarter hour by quarter hour: others count where the customer used it

@@ -1,7 +1,7 @@
 """Where a cell of the margin report comes from: quantities, prices in force, shares of pools, fees, exchange rates."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import polars as pl
@@ -73,6 +73,32 @@ class Cell:
                 for name, value in self.where.items()
             ),
         )
+
+
+def books_of(books: Books, customer: str) -> Books:
+    """The books with what was agreed with one customer alone: all that its own lines hang on.
+
+    Others may still be in the usage, for what they burned of pools.
+    """
+    mine = pl.col("customer") == customer
+    contracts = books.contracts.filter(mine)
+    theirs = pl.col("contract").is_in(contracts["contract"].implode())
+    return replace(
+        books,
+        customers=books.customers.filter(mine),
+        contracts=contracts,
+        **{
+            name: getattr(books, name).filter(theirs)
+            for name in (
+                "contract_terms",
+                "fees",
+                "discounts",
+                "commitments",
+                "credit_grants",
+                "entitlements",
+            )
+        },
+    )
 
 
 def explain_margin(usage: pl.DataFrame, made: Margin, books: Books, cell: Cell, place: Place) -> Node:
