@@ -200,7 +200,7 @@ class _Commitment:
         counted = counted.filter(counts_toward(pl.lit(pl.Series([self.said["draws"]])), pl.col("account")))
         all_of = int(counted["amount"].sum())
         what = "net charges" if self.per == MONEY_PER else "units"
-        how = f"{self.told(all_of)} {what} of its products counted toward it, {self._span()}"
+        how = f"{self.told(all_of)} of {what} of its products counted toward it, {self._span()}"
         if all_of != (taken := int(drawn["amount"].sum())):
             how += f"; of these it drew {self.told(taken)}, in the order of time"
         return total("drawn", self._by_product(drawn, counted), self.per, self.unit, how)
