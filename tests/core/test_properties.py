@@ -19,8 +19,9 @@ from metering.core.rating import (
     on_demand_prices,
 )
 from metering.core.recognition import recognised
+from metering.core.series import known_usage, united
 from metering.core.summary import summarise
-from metering.frames import DIMENSIONS, SUM, SUMS, Books
+from metering.frames import DIMENSIONS, SUM, SUMS, Books, Identified
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
@@ -53,6 +54,28 @@ FLAGS = ("charge_unrated", "cost_unrated", "estimated")
 
 def run(world: World, period: Period = PERIOD) -> Margin:
     return margin(world.usage, world.pool_usage, world.books, period, "USD")
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+@given(worlds(), st.data())
+def test_usage_by_series_read_in_two_pieces_is_usage(world, data):
+    """As the store reads it: numbers for series, 64 bits where every sum fits, a span at a time."""
+    early = pl.col("quarter_start") < START + data.draw(st.integers(0, QUARTERS)) * QUARTER
+    pieces = [known_usage(world.usage.filter(side)) for side in (early, ~early)]
+    narrow = [
+        Identified(
+            piece.series, piece.rows.with_columns(pl.col(name).cast(pl.Int64) for name in fits(piece.rows))
+        )
+        for piece in pieces
+    ]
+    whole = run(world)
+    made = margin(united(narrow), world.pool_usage, world.books, PERIOD, "USD")
+    assert made.lines.equals(whole.lines)
+    assert made.unrated.equals(whole.unrated)
+
+
+def fits(rows: pl.DataFrame) -> list[str]:
+    return [name for name in SUMS if not (rows[name].abs() >= 2**62).any()]
 
 
 @relaxed
