@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 import numpy as np
@@ -33,7 +33,7 @@ from metering.core.sums import largest, sums_at
 from metering.errors import BadInput
 from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, SUM, SUMS, USAGE, Books, Identified
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, refuse_beyond
-from metering.periods import QUARTER, Period, floor_to_quarter, month_start, next_month_start
+from metering.periods import DAY, QUARTER, Period, floor_to_quarter, month_start, next_month_start
 from metering.results import COSTS
 
 #: Kind and segment of a customer that the catalog does not know.
@@ -44,6 +44,7 @@ ROWS_AT_ONCE: Final = 250_000
 RUNS_AT_ONCE: Final = 4
 #: The largest amount of a line, in quanta.
 QUANTA_MAX: Final = int(AMOUNT_MAX / QUANTUM) - 1
+_DAY: Final = DAY // timedelta(microseconds=1)
 _SERIES_KEY: Final = ("product", "tier_sold", "provider", "model_served", "ran_on")
 
 
@@ -331,19 +332,21 @@ def _within(rows: pl.DataFrame, period: Period) -> pl.DataFrame:
 
 
 def _spans(usage: pl.DataFrame, period: Period) -> list[Period]:
-    days = slices(period)
-    quarters = usage.group_by("quarter_start").len()
-    counts = with_slice(quarters, days, at="quarter_start").group_by("slice_start").agg(pl.col("len").sum())
+    days = slices(period)["slice_start"]
+    if days.is_empty():
+        return []
+    numbers = usage["quarter_start"].to_physical().to_numpy() // _DAY
+    counts = np.bincount(numbers - int(days.to_physical()[0]) // _DAY, minlength=len(days))
     rows = 0
     cuts: list[datetime] = []
-    for start, _, count in days.join(counts, on="slice_start", how="left").sort("slice_start").iter_rows():
-        if not cuts or rows + (count or 0) > ROWS_AT_ONCE:
+    for start, count in zip(days, counts.tolist(), strict=True):
+        if not cuts or rows + count > ROWS_AT_ONCE:
             cuts.append(start)
             rows = 0
-        rows += count or 0
+        rows += count
     return [
         Period(period.name, start, until)
-        for start, until in zip(cuts, [*cuts[1:], period.until], strict=bool(cuts))
+        for start, until in zip(cuts, [*cuts[1:], period.until], strict=True)
     ]
 
 
