@@ -4,7 +4,7 @@ from dataclasses import replace
 from random import Random
 
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metering.core.commitments import TRANCHES, draw_down
@@ -51,6 +51,7 @@ def test_periods_add_up_and_neither_rows_nor_their_order_matter(seed: int) -> No
 
 
 @settings(max_examples=4)
+@example(5)  # a credit pays what a commitment left of the same line
 @given(st.integers(0, 10**6))
 def test_what_is_drawn_and_what_is_over_is_what_was_eligible(seed: int) -> None:
     world = demand_world(seed)
