@@ -18,6 +18,7 @@ from metering.catalog import load_folder, plan
 from metering.cli import reports as commands
 from metering.delivery.now_page import to_json
 from metering.errors import BadInput, MeteringError, Unavailable, WrongWorld
+from metering.periods import parse_period
 from metering.settings import Settings
 from metering.store.books import append_revision, latest_revision, read_catalog
 from metering.store.postgres import connect, reading
@@ -465,6 +466,45 @@ def test_now_shows_what_is_unfolded_unrated_rejected_stopped_open_and_waiting(
     )
     assert hours == [(AT.replace(minute=0), "", 3, 0, 2), (AT.replace(minute=0), "gateway", 4, 4, 0)]
     assert page(settings) == found, "reading it moves nothing"
+
+
+#: 25 USD paid ahead for a month; beyond it a book that has no price for what is used.
+COMMITTED = CATALOG.replace(
+    "contracts:\n",
+    """  - book: overage
+    currency: USD
+    prices:
+      - {product: chat, effective_from: 2026-01-01, per_million: {cache_read_tokens: 1}}
+contracts:
+""",
+    1,
+).replace(
+    "    margin_floor_ratio: 0.2\n",
+    """    margin_floor_ratio: 0.2
+    commitments:
+      - commitment: november
+        paid: ahead
+        shortfall_rule: true_up
+        overage_book: overage
+        tranches: [{effective_from: 2026-11-01, effective_until: 2026-12-01, amount: 25.00}]
+""",
+)
+
+
+def test_now_knows_what_was_drawn_before_today(ledger: Ledger, settings: Settings, tmp_path: Path) -> None:
+    apply(settings, tmp_path / "committed", COMMITTED)
+    yesterday = Event("2026-11-20T10:00:00", (9_000_000, 0))
+    ledger.batch(ledger.intake(1, "2026-11-21T21:02:30"), [yesterday], until="2026-11-21T21:02:30")
+    pinned(settings)
+    # 25 USD of the 27 of yesterday were drawn: nothing is left for today's 8,000,150 tokens, worth 24.00225
+    unrated = page(settings)["unrated_today"]
+    no_price = {"side": "charge", "reason": "no_price", "tokens": 8_000_150}
+    assert no_price in unrated["reasons"]  # type: ignore[operator]
+    with reading(settings) as connection:
+        today = margin_report(connection, settings, parse_period("2026-11-21T00:00Z..2026-11-21T21:15Z"))
+    assert today.provenance.cut.until == datetime(2026, 11, 21, 20, 45, tzinfo=UTC)
+    told = today.computed.unrated.filter(reason="no_price")["quantity"].sum()
+    assert told == 1_000_150, "the report stops at its cut, where the page goes on"
 
 
 def test_now_names_the_partition_that_holds_back(ledger: Ledger, settings: Settings) -> None:

@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 from metering.core.capacity import capacity, summarise_capacity
 from metering.core.costs import usage_basis
 from metering.core.margin import margin
+from metering.core.revenue import reach
+from metering.core.series import known_usage, united
 from metering.delivery.now_page import Fact, NowPage, Section, State, ago, seconds_instant
 from metering.delivery.report import Column, Kind
 from metering.errors import MeteringError
@@ -25,7 +27,7 @@ from metering.store.books import read_books
 from metering.store.findings import count_open
 from metering.store.heartbeats import SourceState
 from metering.store.postgres import address, reading
-from metering.store.rollups import read_pool_usage, read_usage
+from metering.store.rollups import read_pool_usage, read_usage_by_series, read_usage_of
 from metering.store.watermarks import HeldBack, Knowledge, holding_back, read_knowledge
 from metering.stream.topics import Admin
 from workers.loop import database_errors
@@ -327,12 +329,21 @@ def _full(pools: pl.DataFrame) -> Fact:
 
 
 def _unrated_today(connection: Connection, settings: Settings, books: Books, at: datetime) -> pl.DataFrame:
-    """results.UNRATED of the UTC day so far, complete or not."""
+    """results.UNRATED of the UTC day so far, complete or not.
+
+    Of the days before it reads what was drawn from commitments alone whose overage has a book of its own: whether
+    today's usage is overage, and that book has a price for it, hangs on them.
+    """
     start = at.replace(hour=0, minute=0, second=0, microsecond=0)
     today = Period("today", start, max(ceil_to_quarter(at), start + 15 * MINUTE))
-    usage = read_usage(connection, today.start, today.until, None)
+    usage = [read_usage_by_series(connection, today.start, today.until, None)]
+    booked = books.commitments.filter(pl.col("overage_book").is_not_null())["customer"].unique()
+    drew = reach(books, today, today.until).filter(pl.col("customer").is_in(booked.implode()))
+    for customer, since, _ in drew.filter(pl.col("effective_from") < start).iter_rows():
+        usage.append(known_usage(read_usage_of(connection, since, start, None, [customer])))
     pool_usage = read_pool_usage(connection, today.start, today.until, None)
-    return margin(usage, pool_usage, usage_basis(books), today, settings.reporting_currency).unrated
+    done = margin(united(usage), pool_usage, usage_basis(books), today, settings.reporting_currency)
+    return done.unrated
 
 
 def _unrated(unrated: pl.DataFrame) -> Fact:

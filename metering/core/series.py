@@ -26,7 +26,8 @@ def united(parts: Sequence[Identified]) -> Identified:
         found = old.join(series, on=dims, nulls_equal=True, validate="1:1").select("_old", "series_id")
         ids = np.zeros(int(found["_old"].max() or 0) + 1, np.uint32)  # type: ignore[arg-type]  # integers
         ids[found["_old"].to_numpy()] = found["series_id"].to_numpy()
-        rows.append(part.rows.with_columns(pl.Series("series_id", ids[part.rows["series_id"].to_numpy()])))
+        told = part.rows.with_columns(pl.Series("series_id", ids[part.rows["series_id"].to_numpy()]))
+        rows.append(told.select(parts[0].rows.columns))
     return Identified(series, pl.concat(rows, how="vertical_relaxed"))
 
 
