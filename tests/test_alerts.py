@@ -69,10 +69,10 @@ class World:
         self.settings = settings
         self.folder = folder
 
-    def agree(self, *names: str, floor: str = "0.25") -> None:
-        """Apply a catalog in which exactly these customers have a contract."""
+    def agree(self, *names: str, floor: str = "0.25", terms: str = "") -> None:
+        """Apply a catalog in which exactly these customers have a contract; `terms`: more lines of each."""
         customers = "".join(CUSTOMER.format(name=name) for name in names)
-        contracts = "".join(CONTRACT.format(name=name, floor=floor) for name in names)
+        contracts = "".join(CONTRACT.format(name=name, floor=floor) + terms for name in names)
         (self.folder / "catalog.yaml").write_text(CATALOG.format(customers=customers, contracts=contracts))
         objects, at = load_folder(self.folder), datetime.now(UTC)
         with postgres.connect(self.settings, "operator") as connection:
@@ -377,6 +377,38 @@ def test_the_message_arrives_and_its_command_names_the_watermark(world: World) -
     assert "header: Margin below its floor: acme &amp; Co" in text
     assert "*Below the floor by* | USD 6.25" in text
     assert "`metering report margin --period 2026-03 --by customer,product --as-of 1`" in text
+
+
+def test_terms_of_an_open_month_are_told_as_far_as_its_days_go(world: World) -> None:
+    """10 of 31 days of March: of a minimum of 62 USD 20 are due; 5 of charges are credited."""
+    terms = """\
+    minimum_per_period: 62
+    credits:
+      - {credit: launch, kind: promotional, amount: 5, effective_from: 2026-03-01, effective_until: 2026-04-01}
+    commitments:
+      - commitment: march
+        paid: ahead
+        shortfall_rule: true_up
+        tranches: [{effective_from: 2026-03-01, effective_until: 2026-04-01, amount: 3}]
+"""
+    world.agree("acme", terms=terms)
+    world.use("acme", "cheap", "1", "2026-03-09T10:00Z")
+    world.complete("2026-03-11T00:00Z")
+    assert world.evaluate() == [], (
+        "5 of charges and 15 of top-up, less a credit of 5, on a cost of 10: above 0.25"
+    )
+    world.use("acme", "cheap", "1", "2026-03-09T10:15Z")
+    assert world.evaluate() == ["acme 1 opened 2026-03 1"]
+    told = world.details("acme", 1)
+    assert told["revenue_of"] == {"charge": "10", "top_up": "10", "promotional_credit": "5"}
+    assert (told["revenue"], told["cost"], told["below_floor"]) == ("15", "20", "8.75")
+    world.agree("acme", floor="null")
+    assert world.evaluate()[1:] == ["acme 2 resolved 2026-03 2"]
+    with webhook() as slack:
+        deliver.run(world.settings.model_copy(update={"slack_webhook_url": slack.url}), until_idle=True)
+    opened, resolved = (read(deliver.Post(said["text"], said["blocks"])) for said in slack.received)
+    assert "• top-up to the minimum: USD 10.00 | • less promotional credits: USD 5.00 | Of fees" in opened
+    assert "header: No margin floor to keep: acme &amp; Co" in resolved
 
 
 def test_the_evaluator_can_only_append_alerts(world: World) -> None:

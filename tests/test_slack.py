@@ -255,6 +255,30 @@ context: message 12 (the same number again is the same message)"""
             "has its margin back at the floor",
         ),
         (
+            "opened",
+            {"revenue": "0", "revenue_of": {"charge": "80", "promotional_credit": "80"}},
+            "Cost without revenue: A",
+            "costs money and earns nothing beyond its promotional credits",
+        ),
+        (
+            "opened",
+            {"revenue": "-1", "revenue_of": {"charge": "-81", "promotional_credit": "-80"}},
+            "Cost without revenue: A",
+            "costs money and earns none",
+        ),
+        (
+            "resolved",
+            {"below_floor": "0", "floor_ratio": None},
+            "No margin floor to keep: A",
+            "has no margin floor to keep any more",
+        ),
+        (
+            "resolved",
+            {"below_floor": "0", "kind": "trial"},
+            "No margin floor to keep: A",
+            "has no margin floor to keep any more",
+        ),
+        (
             "resolved",
             {**dict.fromkeys(["revenue", "cost", "margin", "margin_ratio", "floor_ratio"]), "parts": []},
             "Margin back at its floor: A",
@@ -266,6 +290,16 @@ def test_what_is_said_first(state: str, different: dict[str, Any], title: str, s
     lines = read(compose(1, told(facts(name="A", **different), state=state))).splitlines()
     assert lines[0] == f"header: {title}"
     assert lines[1].startswith(f"section: *A* {sentence} · 2026-11")
+
+
+def test_what_revenue_is_made_of_is_said() -> None:
+    of = {"charge": "400.5", "fee": "649.505", "promotional_credit": "50"}
+    lines = read(compose(1, told(facts(revenue_of=of)))).splitlines()
+    assert lines[8] == (
+        "section: *Revenue is made of* | • charges: USD 400.50 | • fees: USD 649.50 | "
+        "• less promotional credits: USD 50.00 | Of fees and minimums it is the part of the days so far."
+    )
+    assert "the days so far" not in read(compose(1, told(facts(revenue_of=of, whole=True))))
 
 
 def test_unrated_usage_is_said() -> None:

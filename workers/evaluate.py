@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from metering.core.alerting import STATES, changes, judged_periods, margin_findings, messages
 from metering.core.summary import on_floor_basis, summarise
-from metering.delivery.messages import CHAIN_HEADS, DIGEST_ALERTS_MAX, PARTS_MAX
+from metering.delivery.messages import CHAIN_HEADS, DIGEST_ALERTS_MAX, PARTS_MAX, REVENUE_OF
 from metering.delivery.report import instant
 from metering.settings import Settings
 from metering.store import outbox, postgres
@@ -60,7 +60,7 @@ def judge_margins(
     connection: Connection, settings: Settings, as_of: int | None, months: MonthToDate
 ) -> Judged | None:
     """Margin of every customer against its floor, in the months that money alerts judge, to their cut."""
-    knowledge = read_knowledge(connection, as_of)
+    knowledge = read_knowledge(connection, as_of, settings=settings)
     periods = judged_periods(knowledge.complete_until)
     if not periods:
         return None
@@ -112,9 +112,17 @@ def _numbers(row: Mapping[str, Any] | None) -> Facts:
         **({"name": row["name"]} if row["name"] is not None else {}),
         **{name: _exact(row[name]) for name in names},
         **({"floor_basis": "loaded"} if row["floor_basis"] == "loaded" else {}),
+        **({"kind": row["kind"]} if row["kind"] != "paying" else {}),
+        **_made_of(row),
         "charge_unrated": row["charge_unrated"],
         "cost_unrated": row["cost_unrated"],
     }
+
+
+def _made_of(row: Mapping[str, Any]) -> Facts:
+    """What revenue is made of where charges are not all of it."""
+    amounts = {name: _exact(row[name]) for name in REVENUE_OF if row[name]}
+    return {"revenue_of": amounts} if amounts.keys() - {"charge"} else {}
 
 
 def _parts(report: MonthMargin, scopes: pl.Series) -> dict[str, list[Facts]]:

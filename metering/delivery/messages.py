@@ -21,6 +21,17 @@ DIGEST_ALERTS_MAX: Final = 40
 PARTS_MAX: Final = 5
 NAME_MAX: Final = 80
 
+#: What revenue is the sum of, promotional credits taken off, as people say it.
+REVENUE_OF: Final = {
+    "charge": "charges",
+    "fee": "fees",
+    "top_up": "top-up to the minimum",
+    "overage_premium": "overage premium",
+    "shortfall": "shortfall",
+    "breakage": "breakage",
+    "promotional_credit": "less promotional credits",
+}
+
 #: The rule of the message that carries the heads of the chains out of the house.
 CHAIN_HEADS: Final = "chain_heads"
 
@@ -83,6 +94,8 @@ def _one(outbox_id: int, message: Facts, facts: Facts) -> Post:
     blocks = [_header(title), _section(sentence)]
     if facts.get("revenue") is not None:
         blocks.append(_numbers(facts))
+    if facts.get("revenue_of"):
+        blocks.append(_section(f"*Revenue is made of*\n{_made_of(facts)}"))
     if facts.get("parts"):
         blocks.append(_section(f"*Largest costs*\n{_parts(facts)}"))
     blocks.extend(_incomplete([facts]))
@@ -125,6 +138,11 @@ def _headline(rule: str, state: str, facts: Facts) -> tuple[str, str]:
     if rule != "margin_breach":
         return f"{escape(rule, 40)} {state}: {name}", f"*{name}* · {period}"
     if state == "resolved":
+        if facts.get("revenue") is not None and (facts["floor_ratio"] is None or "kind" in facts):
+            return (
+                f"No margin floor to keep: {name}",
+                f"*{name}* has no margin floor to keep any more · {period}",
+            )
         why = (
             "has its margin back at the floor"
             if facts.get("revenue") is not None
@@ -132,6 +150,10 @@ def _headline(rule: str, state: str, facts: Facts) -> tuple[str, str]:
         )
         return f"Margin back at its floor: {name}", f"*{name}* {why} · {period}"
     if Decimal(facts["revenue"]) <= 0:
+        credited = facts.get("revenue_of", {}).get("promotional_credit")
+        if credited is not None and Decimal(facts["revenue"]) + Decimal(credited) > 0:
+            given = f"*{name}* costs money and earns nothing beyond its promotional credits"
+            return f"Cost without revenue: {name}", f"{given} · {period}"
         return f"Cost without revenue: {name}", f"*{name}* costs money and earns none · {period}"
     verb = "loses money" if Decimal(facts["margin"]) < 0 else "earns less than its margin floor"
     return f"Margin below its floor: {name}", f"*{name}* {verb} · {period}"
@@ -149,6 +171,18 @@ def _numbers(facts: Facts) -> dict[str, Any]:
     if Decimal(facts["below_floor"]) > 0:
         pairs.append(("Below the floor by", amount(facts["below_floor"], currency)))
     return {"type": "section", "fields": [_text(f"*{label}*\n{value}", FIELD_MAX) for label, value in pairs]}
+
+
+def _made_of(facts: Facts) -> str:
+    said = facts["revenue_of"]
+    lines = [
+        f"• {text}: {amount(said[name], facts['currency'])}"
+        for name, text in REVENUE_OF.items()
+        if name in said
+    ]
+    if not facts["whole"] and not {"fee", "top_up"}.isdisjoint(said):
+        lines.append("Of fees and minimums it is the part of the days so far.")
+    return "\n".join(lines)
 
 
 def _parts(facts: Facts) -> str:
