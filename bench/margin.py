@@ -269,8 +269,8 @@ def margin_measures(
     progress(f"margin of a {span}: {customers:,} customers, {rows:,} rollup rows")
     with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
         write_rollups(Path(folder), rows, customers, _SPANS[span]())
-        told = Report(**_in_child("bench.margin", folder, str(customers), span))
-        summed = {} if stated else _in_child("bench.aggregation", folder)
+        told = Report(**in_child("bench.margin", folder, str(customers), span))
+        summed = {} if stated else in_child("bench.aggregation", folder)
     name = f"{span} margin, {told.customers:,} customers, {told.rows:,} rows"
     peak = mebibytes(told.peak_bytes)
     if stated:
@@ -283,7 +283,7 @@ def margin_measures(
     ]
 
 
-def _in_child(module: str, *arguments: str) -> dict[str, Any]:
+def in_child(module: str, *arguments: str) -> dict[str, Any]:
     """What a module of the bench prints as JSON, run as a process of its own."""
     command = [sys.executable, "-m", module, *arguments]
     ended = subprocess.run(
