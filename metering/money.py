@@ -126,16 +126,48 @@ def split_largest_remainder(
         quotient, remainder = multiply_divide(
             whole, pl.col(weight), pl.col("_weights"), limb_bits=20 if heavy else 40
         )
-    rows = frame.with_columns(quotient.alias("_floor"), remainder.alias("_remainder")).sort(
-        [*group, "_remainder", *tie_break],
-        descending=[False] * len(group) + [True] + [False] * len(tie_break),
-    )
+    rows = frame.with_columns(quotient.alias("_floor"), remainder.alias("_remainder"))
+    rank = _rank(rows, group, most[1] or 0, tie_break)
+    if rank is None:
+        rows = rows.sort(
+            [*group, "_remainder", *tie_break],
+            descending=[False] * len(group) + [True] + [False] * len(tie_break),
+        ).with_columns(pl.int_range(pl.len()).over(group).alias("_rank"))
+    else:
+        rows = rows.with_columns(rank)
     left = whole - pl.col("_floor").sum().over(group)
-    rank = pl.int_range(pl.len()).over(group)
-    part = pl.col("_floor") + (rank < left).cast(pl.Int128)
+    part = pl.col("_floor") + (pl.col("_rank") < left).cast(pl.Int128)
     return rows.with_columns((part * pl.col(total).sign()).alias(into)).drop(
-        "_weights", "_floor", "_remainder"
+        "_weights", "_floor", "_remainder", "_rank"
     )
+
+
+def _rank(rows: pl.DataFrame, group: list[str], weights: int, tie_break: list[str]) -> pl.Series | None:
+    """`_rank` of each row in its group by `_remainder`, largest first; None where one number cannot hold both.
+
+    Sorting one number of 64 bits takes a third of the time that columns take; only rows that tie are sorted by more.
+    """
+    if len(group) != 1 or not rows.schema[group[0]].is_unsigned_integer() or not rows.height:
+        return None
+    groups = rows[group[0]]
+    if (int(groups.max()) + 1) * (weights + 1) >= 2**63:  # type: ignore[arg-type]  # an integer
+        return None
+    below = weights - rows["_remainder"].cast(pl.Int64)
+    key = groups.cast(pl.Int64) * (weights + 1) + below
+    order = key.arg_sort()
+    ascending = key.gather(order)
+    same = (ascending == ascending.shift()).fill_null(value=False)
+    at = (same | same.shift(-1).fill_null(value=False)).arg_true()
+    if len(at):
+        tied = order.gather(at)
+        again = rows.select(pl.col(tie_break).gather(tied)).insert_column(0, key.gather(tied).alias("_key"))
+        order = order.scatter(at, tied.gather(again.select(pl.arg_sort_by("_key", *tie_break)).to_series()))
+    of = groups.gather(order)
+    place = pl.int_range(rows.height, dtype=pl.Int64, eager=True)
+    first = pl.select(
+        pl.when((of != of.shift()).fill_null(value=True)).then(place).forward_fill()
+    ).to_series()
+    return pl.zeros(rows.height, dtype=pl.Int64, eager=True).scatter(order, place - first).alias("_rank")
 
 
 def ratio(numerator: pl.Expr, denominator: pl.Expr) -> pl.Expr:

@@ -4,6 +4,7 @@ from typing import Final
 
 import polars as pl
 
+from metering.core.series import identify
 from metering.errors import BadInput, WrongWorld
 from metering.frames import SUM
 from metering.money import from_quanta, multiply_divide, split_largest_remainder, to_quanta
@@ -82,10 +83,13 @@ def served_costs(burned: pl.DataFrame, costs: pl.DataFrame, utilization: pl.Data
     depend on the period that was asked for. (A unit cost is never formed or multiplied.)
     """
     by = list(_BY)
-    places = burned.select(by).unique().with_row_index("_place")
-    burned = (
-        burned.join(places, on=by, validate="m:1").group_by("_place", "series_id").agg(pl.col("burn").sum())
+    placed = identify(burned.select(*by, pl.col("series_id").alias("_served_to"), "burn"), by)
+    places = placed.series.rename({"series_id": "_place"})
+    burned = placed.rows.select(
+        pl.col("series_id").alias("_place"), pl.col("_served_to").alias("series_id"), "burn"
     )
+    if not _each_once(burned):
+        burned = burned.group_by("_place", "series_id").agg(pl.col("burn").sum())
     burned = burned.filter(pl.col("burn") != 0)
     _refuse_disagreement(burned, places, quarters(utilization))
     served = costs.select(*by, "currency", "estimated", to_quanta(pl.col("served_cost")).alias("_served"))
@@ -100,6 +104,13 @@ def served_costs(burned: pl.DataFrame, costs: pl.DataFrame, utilization: pl.Data
     )
     named = parts.select("_group", "series_id", "cost").join(served, on="_group", validate="m:1")
     return SERVED_COST.conform(named)
+
+
+def _each_once(burned: pl.DataFrame) -> bool:
+    """Whether the rows surely name each place and series once: they ascend, as rollups are read."""
+    place, series = burned["_place"].to_numpy(), burned["series_id"].to_numpy()
+    further = (place[1:] > place[:-1]) | ((place[1:] == place[:-1]) & (series[1:] > series[:-1]))
+    return bool(further.all())
 
 
 def _refuse_disagreement(burned: pl.DataFrame, places: pl.DataFrame, quarters: pl.DataFrame) -> None:

@@ -38,8 +38,10 @@ from metering.results import COSTS
 
 #: Kind and segment of a customer that the catalog does not know.
 UNKNOWN: Final = "unknown"
-#: Usage rows that are worked on at once; what has more is worked through in runs of days, or of pools.
-ROWS_AT_ONCE: Final = 250_000
+#: Usage rows that are worked on at once; what has more is worked through in runs of days.
+ROWS_AT_ONCE: Final = 500_000
+#: As many rows of usage in runs of pools, where every minute of every customer is looked at.
+POOL_ROWS_AT_ONCE: Final = 250_000
 #: Runs of days that are worked on side by side, where there are cores for them.
 RUNS_AT_ONCE: Final = 4
 #: The largest amount of a line, in quanta.
@@ -251,12 +253,12 @@ def _by_customer(
 
 
 def _runs(pools: list[str], usage: pl.DataFrame) -> Iterator[list[str]]:
-    """The pools in runs of about ROWS_AT_ONCE rows of usage: to work through all at once takes more memory."""
+    """The pools in runs of about POOL_ROWS_AT_ONCE rows of usage: to work through all at once takes more memory."""
     counts = dict(usage.group_by("pool").len().iter_rows())
     run: list[str] = []
     rows = 0
     for pool in pools:
-        if run and rows + counts.get(pool, 0) > ROWS_AT_ONCE:
+        if run and rows + counts.get(pool, 0) > POOL_ROWS_AT_ONCE:
             yield run
             run, rows = [], 0
         run.append(pool)

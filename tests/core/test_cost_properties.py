@@ -41,6 +41,7 @@ def run(world: World, period: Period = PERIOD) -> Costs:
 def test_costs_do_not_depend_on_how_much_is_worked_on_at_once(world):
     with pytest.MonkeyPatch.context() as limits:
         limits.setattr("metering.core.costs.ROWS_AT_ONCE", 1)
+        limits.setattr("metering.core.costs.POOL_ROWS_AT_ONCE", 1)
         little = run(world)
     whole = run(world)
     assert little.lines.equals(whole.lines)

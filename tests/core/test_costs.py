@@ -167,7 +167,7 @@ def test_pools_that_are_worked_on_one_after_the_other_carry_what_they_carry_alon
 
     names = ("pools", "capacity_steps", "capacity_fees", "burndown", "entitlements")
     both = replace(world, **{name: twice(getattr(world, name)) for name in names})
-    monkeypatch.setattr("metering.core.costs.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("metering.core.costs.POOL_ROWS_AT_ONCE", 1)
     found = lines(twice(rows), both, QUARTER)
     for pool in ("block", "other"):
         own = found.filter(pl.col("pool") == pool)
