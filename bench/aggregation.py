@@ -18,7 +18,8 @@ import polars as pl
 from bench.margin import USAGE_FILE, month
 from metering.core.costs import summed
 from metering.core.effective import slices, with_slice
-from metering.frames import SUM, SUMS
+from metering.frames.frame import SUM
+from metering.frames.usage import SUMS
 
 #: Turns, each of both: the median counts.
 ROUNDS: Final = 3

@@ -23,20 +23,10 @@ from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
 from metering.core.capacity import capacity, summarise_capacity, together
 from metering.core.costs import supply
 from metering.errors import Unavailable
-from metering.frames import (
-    BURNDOWN,
-    CAPACITY_FEES,
-    CAPACITY_STEPS,
-    ENTITLEMENTS,
-    INSTANT,
-    POOL_CUSTOMER_USAGE,
-    POOL_USAGE,
-    POOLS,
-    SUMS,
-    USAGE,
-    Books,
-    Frame,
-)
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, Frame
+from metering.frames.supply import BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, ENTITLEMENTS, POOLS
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS, USAGE
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from metering.periods import DAY, MINUTE, Period
 

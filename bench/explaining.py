@@ -10,7 +10,7 @@ from bench.margin import month, pool_usage_of, synthetic_books, synthetic_usage
 from bench.measures import Measure, Progress
 from metering.core.explain_margin import Cell, books_of, explain_margin
 from metering.core.margin import margin
-from metering.frames import USAGE, Identified
+from metering.frames.usage import USAGE, Identified
 from metering.tree import Node
 
 SECONDS_MAX: Final = 1.0

@@ -19,23 +19,11 @@ import polars as pl
 from bench.measures import CHECKOUT, Measure, Progress, mebibytes, peak_bytes
 from metering.core.margin import margin
 from metering.errors import Unavailable
-from metering.frames import (
-    BURNDOWN,
-    CAPACITY_FEES,
-    CAPACITY_STEPS,
-    CONTRACTS,
-    CUSTOMERS,
-    DIMENSIONS,
-    FEES,
-    INSTANT,
-    MODELS,
-    POOL_USAGE,
-    PRICES,
-    SUMS,
-    Books,
-    Frame,
-    Identified,
-)
+from metering.frames.books import PRICES, Books
+from metering.frames.frame import INSTANT, Frame
+from metering.frames.supply import BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, MODELS
+from metering.frames.terms import CONTRACTS, CUSTOMERS, FEES
+from metering.frames.usage import DIMENSIONS, POOL_USAGE, SUMS, Identified
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from metering.periods import DAY, MINUTE, QUARTER, Period, month_start, next_month_start
 

@@ -13,7 +13,7 @@ import psycopg
 
 from metering.events.identity import event_keys, request_keys, series_digest, uuid7_text
 from metering.events.notices import notice_digest
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import partitions, postgres

@@ -17,7 +17,7 @@ from bench.sampling import sampled
 from bench.servers import Ground, prepared
 from bench.stream import Stream
 from metering.errors import BadInput
-from metering.frames import USAGE
+from metering.frames.usage import USAGE
 from sandbox import postgres, servers
 
 EVENTS = 700

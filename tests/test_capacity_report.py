@@ -16,7 +16,9 @@ from metering.delivery.pictures import Cell, Picture
 from metering.delivery.report import Provenance
 from metering.delivery.tables import fit
 from metering.errors import BadInput
-from metering.frames import CAPACITY_FEES, POOL_CUSTOMER_USAGE, POOL_USAGE, SET_ASIDE, SUMS, Books
+from metering.frames.books import Books
+from metering.frames.supply import CAPACITY_FEES, SET_ASIDE
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS
 from metering.periods import parse_period
 from tests.core import example_books as a
 from tests.text_tables import check, read

@@ -18,7 +18,7 @@ from metering.events import Decoded, DecodeLimits, RecordBytes, decode, refuse, 
 from metering.events.columns import _CHUNK_EVENTS
 from metering.events.instants import parse_instants
 from metering.events.rejects import Fault, RejectCode
-from metering.frames import REJECTS
+from metering.frames.events import REJECTS
 from metering.meters import FURTHER_METERS
 
 APPENDED_AT = datetime(2026, 10, 31, 12, 0, tzinfo=UTC)

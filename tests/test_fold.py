@@ -27,7 +27,7 @@ from metering.core.folding import (
     fold,
 )
 from metering.errors import WrongWorld
-from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE
 from metering.meters import METERS
 from metering.settings import Settings, read_settings
 from metering.store import postgres, rollups

@@ -24,7 +24,8 @@ from metering.events.identity import (
     uuid7_text,
     uuid7_texts,
 )
-from metering.frames import DIMENSIONS, EVENTS
+from metering.frames.events import EVENTS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import FIRST_METERS, FURTHER_METERS, METERS
 
 # id -> key, whether the key is the id, the time inside it

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.errors import BadInput
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.money import (
     MONEY,
     RATIO,

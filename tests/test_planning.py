@@ -23,7 +23,7 @@ from metering.core.capacity import capacity
 from metering.core.planning import DEMAND, break_even, demand, mix_cost, refused_burn, size_pool
 from metering.core.recognition import recognised
 from metering.errors import BadInput
-from metering.frames import POOL_USAGE, REFUSED_REQUESTS, SUMS, USAGE
+from metering.frames.usage import POOL_USAGE, REFUSED_REQUESTS, SUMS, USAGE
 from metering.periods import Period, parse_period
 from metering.settings import Settings
 from tests.core import example_books

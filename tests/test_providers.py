@@ -11,7 +11,8 @@ from metering.catalog import books, load_folder
 from metering.core.capacity import capacity
 from metering.core.quotas import quota_use
 from metering.core.recognition import recognised
-from metering.frames import ON_DEMAND_USAGE, POOL_USAGE, Books
+from metering.frames.books import Books
+from metering.frames.usage import ON_DEMAND_USAGE, POOL_USAGE
 from metering.money import QUANTUM
 from metering.periods import parse_period
 from tests.text_tables import check, instant, read

@@ -13,9 +13,11 @@ from metering.core.margin import margin
 from metering.delivery import columns, tables
 from metering.delivery.report import Column, Provenance, choose_by, duration, instant
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import parse_period
-from metering.results import CAPACITY_SUMMARY, MARGIN_BY, UNRATED, margin_frame
+from metering.results.capacity import CAPACITY_SUMMARY
+from metering.results.margin import MARGIN_BY, margin_frame
+from metering.results.rates import UNRATED
 from tests.core.example_books import books, bought, burndown, pool_usage, prices, usage
 from workers import reports
 from workers.reports import MarginReport

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from metering.errors import BadInput
-from metering.frames import POOL_USAGE, USAGE
+from metering.frames.usage import POOL_USAGE, USAGE
 from metering.settings import Settings, read_settings
 from metering.store import postgres, rollups, watermarks
 from metering.store.chain import GENESIS

@@ -9,7 +9,7 @@ import pytest
 
 from metering.core.usage import meter
 from metering.events import DecodeLimits, RecordBytes, decode
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from sandbox.company import BLOCK_A_MINUTE, PTU_WEST_MINUTE
 from sandbox.turned_away import turned_away

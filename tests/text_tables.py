@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from metering.frames import Frame
+from metering.frames.frame import Frame
 
 
 def read(text: str, frame: Frame, **defaults: Any) -> pl.DataFrame:

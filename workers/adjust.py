@@ -16,7 +16,7 @@ from metering.errors import BadInput, Fenced, Unavailable, WrongWorld
 from metering.events.adjustments import Adjustment, read_adjustments
 from metering.events.identity import event_keys, key_list, series_digest
 from metering.events.laws import DecodeLimits
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.store import adjusting, partitions, positions, postgres

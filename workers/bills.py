@@ -15,7 +15,7 @@ from metering.bills.reading import Known, read_bills
 from metering.bills.revisions import Change, changes
 from metering.catalog.documents import Fault
 from metering.errors import BadInput, Fenced, Unavailable
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import DAY, next_month_start
 from metering.settings import Settings
 from metering.store import bills, periods, positions, postgres

@@ -17,7 +17,7 @@ from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, choose_by, select
 from metering.delivery.tables import money
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import DAY, Period
 from metering.settings import Settings
 from workers.reports import known, recorded, unrated_notes

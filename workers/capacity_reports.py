@@ -23,9 +23,10 @@ from metering.delivery import columns
 from metering.delivery.pictures import Cell, Picture
 from metering.delivery.report import Column, Provenance, Report, as_total, choose_by, select
 from metering.errors import BadInput
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.money import MONEY
-from metering.results import POOL_COST
+from metering.results.costs import POOL_COST
 
 #: What the rows may be about; of all but `pool` one at a time.
 CAPACITY_BY: Final = ("pool", *WINDOWS, "hour_of_week", "model", "customer")

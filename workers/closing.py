@@ -18,7 +18,8 @@ from metering.delivery import columns
 from metering.delivery.report import Column, Provenance, Report, instant, select
 from metering.delivery.tables import money
 from metering.errors import BadInput
-from metering.frames import USAGE, Books
+from metering.frames.books import Books
+from metering.frames.usage import USAGE
 from metering.money import ratio as exact_ratio
 from metering.money import to_quanta
 from metering.periods import Period

@@ -18,7 +18,7 @@ from metering.core.windows import in_burn_units
 from metering.delivery import columns
 from metering.delivery.report import Column, Provenance, Report, choose_by, counted, instant, select
 from metering.delivery.tables import money
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.money import ratio
 from workers.demand import Raised
 from workers.losing import why

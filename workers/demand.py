@@ -27,9 +27,9 @@ from metering.core.held_back import HeldBack, held_back, with_limits
 from metering.core.limits import limit_windows, raised
 from metering.core.scenario import Traffic
 from metering.delivery.report import Provenance
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import Period
-from metering.results import RAISED
+from metering.results.limits import RAISED
 from metering.store.rollups import read_held_usage
 from workers.limit_reports import limited
 

@@ -30,10 +30,12 @@ from metering.core.standing import balances, contract_standing
 from metering.core.windows import pool_costs
 from metering.delivery.report import Provenance
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Books
+from metering.frames.books import Books
+from metering.frames.usage import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE
 from metering.meters import METERS
 from metering.periods import Period, parse_period
-from metering.results import CAPACITY_CUSTOMERS, LINE_KEY
+from metering.results.capacity import CAPACITY_CUSTOMERS
+from metering.results.margin import LINE_KEY
 from metering.settings import Settings
 from metering.store.archives import archives
 from metering.store.books import read_catalog

@@ -17,9 +17,10 @@ from metering.core.windows import in_burn_units
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, choose_by, select
 from metering.errors import BadInput
-from metering.frames import LIMIT_REFUSED, LIMIT_USAGE, Books
+from metering.frames.books import Books
+from metering.frames.usage import LIMIT_REFUSED, LIMIT_USAGE
 from metering.periods import Period
-from metering.results import LIMIT_WINDOWS, LIMITS_BY
+from metering.results.limits import LIMIT_WINDOWS, LIMITS_BY
 from metering.settings import Settings
 from metering.store.refusals import read_limit_refused
 from metering.store.rollups import read_limit_usage, read_pool_usage, read_usage

@@ -12,9 +12,9 @@ from metering.core.costs import pools_by_burn, usage_basis
 from metering.core.revenue import Earned, earned, reach
 from metering.core.summary import summarise
 from metering.delivery.report import Provenance
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import DAY, Period, floor_to_quarter
-from metering.results import MARGIN_LINES
+from metering.results.margin import MARGIN_LINES
 from metering.settings import Settings
 from metering.store.rollups import Marks, read_marks
 from workers.reports import known, margin_of, usage_of_terms

@@ -17,7 +17,7 @@ from metering.core.series import known_usage, united
 from metering.delivery.now_page import Fact, NowPage, Section, State, ago, seconds_instant
 from metering.delivery.report import Column, Kind
 from metering.errors import MeteringError
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.meters import TOKEN_METERS
 from metering.periods import DAY, MINUTE, Period, ceil_to_quarter
 from metering.settings import Settings

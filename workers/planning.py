@@ -29,7 +29,7 @@ from metering.core.recognition import recognised
 from metering.delivery import columns
 from metering.delivery.report import Column, Provenance, Report, choose_by, select
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.money import MONEY, QUANTUM, RATIO
 from metering.periods import Period
 from metering.settings import Settings

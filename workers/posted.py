@@ -16,7 +16,7 @@ from metering.delivery.report import Column, Report
 from metering.delivery.tables import money
 from metering.errors import BadInput
 from metering.periods import Period, month_start, next_month_start
-from metering.results import MARGIN_LINES
+from metering.results.margin import MARGIN_LINES
 from metering.settings import Settings
 from metering.store.periods import closes, learned, months_before
 from workers.reports import PROJECT, MarginReport, known, margin_report

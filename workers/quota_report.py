@@ -11,9 +11,9 @@ from metering.core.windows import WINDOWS, capacity_hours_of_week, capacity_wind
 from metering.delivery import columns
 from metering.delivery.report import Report, choose_by, select
 from metering.errors import BadInput
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.periods import DAY, Period
-from metering.results import POOL_COST
+from metering.results.costs import POOL_COST
 from metering.settings import Settings
 from metering.store.rollups import read_on_demand_usage
 from workers.reports import known

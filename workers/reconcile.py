@@ -13,7 +13,8 @@ from metering.core.reconciliation import REACH, STATUSES, reconcile
 from metering.delivery import columns
 from metering.delivery.report import Report, instant, select
 from metering.errors import BadInput
-from metering.frames import INSTANT, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT
 from metering.money import ratio, to_quanta
 from metering.periods import Period, ceil_to_quarter
 from metering.settings import Settings

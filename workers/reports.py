@@ -22,11 +22,14 @@ from metering.core.summary import summarise
 from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, choose_by, counted, select
 from metering.delivery.tables import money, ratio
-from metering.frames import POOL_CUSTOMER_USAGE, SUM, USAGE, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import POOL_CUSTOMER_USAGE, USAGE, Identified
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.money import QUANTUM
 from metering.periods import DAY, Period
-from metering.results import MARGIN_BY, UNRATED
+from metering.results.margin import MARGIN_BY
+from metering.results.rates import UNRATED
 from metering.settings import Settings
 from metering.store.bills import read_bill_lines
 from metering.store.books import read_books

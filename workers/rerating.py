@@ -17,7 +17,7 @@ from metering.delivery import columns
 from metering.delivery.exports import WRITERS, save
 from metering.delivery.report import Provenance, Report, as_total, instant, select
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import Period, month_start
 from metering.settings import Settings
 from metering.store.books import latest_revision, read_books

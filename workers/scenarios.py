@@ -40,7 +40,7 @@ from metering.core.costs import reach
 from metering.core.extra_demand import Filled
 from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, Which, settled, without_bills
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import Period
 from metering.settings import Settings
 from metering.store.books import read_catalog

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from metering.core.settling import Outcome, outcome
 from metering.errors import Fenced
 from metering.events.identity import series_digest
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from metering.settings import Settings
 from metering.settings import settings as process_settings

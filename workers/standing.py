@@ -13,10 +13,11 @@ from metering.delivery import columns
 from metering.delivery.report import Provenance, Report, as_total, counted, instant, select
 from metering.delivery.tables import money
 from metering.errors import BadInput
-from metering.frames import USAGE, Books
+from metering.frames.books import Books
+from metering.frames.usage import USAGE
 from metering.money import MONEY
 from metering.periods import DAY, Period
-from metering.results import CAPACITY_CUSTOMERS
+from metering.results.capacity import CAPACITY_CUSTOMERS
 from metering.settings import Settings
 from metering.store.rollups import read_usage_of
 from workers.reports import capacity_report, known

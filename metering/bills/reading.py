@@ -17,7 +17,7 @@ from metering.bills.rows import Draft, Table, read_csv, read_parquet
 from metering.bills.splitting import split_over
 from metering.catalog.documents import Document, Fault, read_text
 from metering.catalog.fields import NAME_BYTES_MAX, PLAIN_NUMBER
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.money import AMOUNT_MAX
 from metering.periods import floor_to_quarter
 

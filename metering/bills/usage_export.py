@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import polars as pl
 
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Frame
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.money import AMOUNT_MAX, MONEY
 from metering.periods import floor_to_quarter

@@ -10,35 +10,35 @@ from metering.catalog.prices import CostBook
 from metering.catalog.spans import interval, span_columns
 from metering.catalog.supply_books import supply_rows
 from metering.catalog.term_rows import term_rows
-from metering.frames import (
+from metering.frames.books import EXCHANGE_RATES, PRICES, Books
+from metering.frames.frame import Frame
+from metering.frames.supply import (
     BURNDOWN,
     CAPACITY_FEES,
     CAPACITY_STEPS,
+    ENTITLEMENTS,
+    MODELS,
+    MULTIPLIERS,
+    POOLS,
+    QUOTA_WEIGHTS,
+    QUOTAS,
+    SET_ASIDE,
+    SUPPLIER_COMMITMENTS,
+)
+from metering.frames.terms import (
     CONTRACT_TERMS,
     CONTRACTS,
     CREDIT_GRANTS,
     CUSTOMER_COMMITMENTS,
     CUSTOMERS,
     DISCOUNTS,
-    ENTITLEMENTS,
-    EXCHANGE_RATES,
     FEES,
     LIMIT_WEIGHTS,
     LIMITS,
-    MODELS,
-    MULTIPLIERS,
     PERCENTAGES,
-    POOLS,
     PRICE_HOURS,
     PRICE_RULES,
     PRICE_TIERS,
-    PRICES,
-    QUOTA_WEIGHTS,
-    QUOTAS,
-    SET_ASIDE,
-    SUPPLIER_COMMITMENTS,
-    Books,
-    Frame,
 )
 
 Row = dict[str, Any]

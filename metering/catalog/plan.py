@@ -12,7 +12,7 @@ from metering.catalog.fields import instant_text
 from metering.catalog.objects import CatalogObjects, Entry, body, length_prefixed
 from metering.catalog.promised import oversubscribed
 from metering.catalog.spans import OPEN, Interval, minus
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import ceil_to_quarter
 
 #: Fields that, with effective_from, tell the rows of one list apart; the others are what may change.

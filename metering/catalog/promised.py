@@ -8,7 +8,7 @@ from decimal import Decimal
 from metering.catalog.fields import decimal_text, instant_text
 from metering.catalog.spans import OPEN
 from metering.catalog.supply import DIMENSION_ALL
-from metering.frames import Books
+from metering.frames.books import Books
 
 
 def oversubscribed(books: Books, at: datetime) -> Iterator[str]:

@@ -11,7 +11,9 @@ from metering.core.flows import flow, gaps
 from metering.core.pricing import ratios_in_force
 from metering.core.revenue import Earned, under_terms
 from metering.core.waterfall import discounted
-from metering.frames import DIMENSIONS, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS
 from metering.money import QUANTUM, multiply_floor
 
 _SPAN: Final = ["effective_from", "effective_until"]

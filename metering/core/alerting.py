@@ -6,7 +6,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import Frame
+from metering.frames.frame import Frame
 from metering.money import MONEY, ZERO
 from metering.periods import QUARTER, Period, floor_to_quarter, month_start, next_month_start
 

@@ -6,9 +6,9 @@ import polars as pl
 
 from metering.core.series import identify
 from metering.errors import BadInput, WrongWorld
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.money import from_quanta, multiply_divide, split_largest_remainder, to_quanta
-from metering.results import POOL_COST, SERVED_COST
+from metering.results.costs import POOL_COST, SERVED_COST
 
 _BY: Final = ("pool", "dimension", "quarter_start")
 #: What becomes of contracted capacity, in the order in which ties are broken.

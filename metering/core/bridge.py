@@ -10,7 +10,8 @@ from metering.core.bridge_steps import Cell, Indices, OnCost, charge_steps, cost
 from metering.core.cells import Cells
 from metering.core.pricing import PERCENTAGE
 from metering.money import decimal_to_quanta, from_quanta
-from metering.results import BRIDGE, CHARGED_ON_COST
+from metering.results.charges import CHARGED_ON_COST
+from metering.results.margin import BRIDGE
 
 #: The terms in the order in which the new replaces the old; other revenue goes by its own name.
 TERMS: Final = (

@@ -10,10 +10,11 @@ from metering.core.effective import edges, in_force
 from metering.core.series import identify, numbered
 from metering.core.sums import largest
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.meters import METERS, TOKEN_METERS
 from metering.money import EXACT_MAX
-from metering.results import UNBURNED
+from metering.results.capacity import UNBURNED
 
 #: What burn depends on, of usage in pools.
 SERIES: Final = ("pool", "ran_on", "model_served", "tier_served", "region", "context_breakpoint")

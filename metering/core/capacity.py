@@ -21,11 +21,13 @@ from metering.core.burn import (
 )
 from metering.core.series import identify, where
 from metering.errors import BadInput
-from metering.frames import INSTANT, POOL_USAGE, SUM, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.usage import POOL_USAGE, Identified
 from metering.meters import METERS
 from metering.money import EXACT_MAX, RATIO, ratio
 from metering.periods import MINUTE, Period
-from metering.results import CAPACITY_SUMMARY, UNBURNED, UTILIZATION
+from metering.results.capacity import CAPACITY_SUMMARY, UNBURNED, UTILIZATION
 
 _SUMMED: Final = tuple(name for name, dtype in UTILIZATION.columns.items() if dtype == SUM)
 

@@ -6,7 +6,8 @@ import polars as pl
 
 from metering.core.allocation import quarters
 from metering.core.rating import on_demand_costs
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.money import multiply_divide, split_largest_remainder, to_quanta
 
 _BY: Final = ("pool", "dimension", "quarter_start")

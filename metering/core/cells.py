@@ -12,10 +12,14 @@ from metering.core.effective import in_force
 from metering.core.fees import fees_earned
 from metering.core.rating import charges, on_demand_costs
 from metering.core.revenue import Earned, under_terms
-from metering.frames import SUM, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import Identified
 from metering.meters import TOKEN_METERS
 from metering.money import to_quanta
-from metering.results import CELLS, CHARGED_ON_COST, FULL_RATES, USED_BY
+from metering.results.charges import CHARGED_ON_COST
+from metering.results.costs import FULL_RATES
+from metering.results.margin import CELLS, USED_BY
 
 _SOLD: Final = ("customer", "product", "tier_sold", "region", "context_breakpoint")
 

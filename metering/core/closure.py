@@ -10,7 +10,8 @@ import polars as pl
 from metering.core.effective import edges, slices, with_slice
 from metering.core.exchange import rates, translate
 from metering.core.rating import on_demand_costs
-from metering.frames import INSTANT, SUM, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.money import MONEY, RATIO, from_quanta, ratio, to_quanta
 from metering.periods import Period, month_start, next_month_start
 

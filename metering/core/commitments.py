@@ -9,7 +9,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import INSTANT, SUM, Frame
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.money import ratio
 from metering.periods import DAY
 

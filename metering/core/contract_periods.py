@@ -10,7 +10,8 @@ import polars as pl
 
 from metering.core.days import midnight
 from metering.core.effective import in_force
-from metering.frames import INSTANT, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT
 from metering.money import MONEY
 
 #: What holds of a contract that says nothing.

@@ -13,10 +13,11 @@ from metering.core.costs import Part, Supply
 from metering.core.effective import edges, slices, with_slice
 from metering.core.flows import carve_outs, in_pool
 from metering.core.rating import on_demand_costs
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.meters import METERS
 from metering.money import split_largest_remainder, to_quanta
-from metering.results import CHARGED_ON_COST
+from metering.results.charges import CHARGED_ON_COST
 
 #: What a cost is of: what was served.
 SERVED: Final = ("customer", "provider", "model_served", "tier_served", "region", "context_breakpoint")

@@ -31,10 +31,12 @@ from metering.core.recognition import recognised
 from metering.core.series import known_usage, numbered, where
 from metering.core.sums import largest, sums_at
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, INSTANT, POOL_CUSTOMER_USAGE, SUM, SUMS, USAGE, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.usage import DIMENSIONS, POOL_CUSTOMER_USAGE, SUMS, USAGE, Identified
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, from_quanta, refuse_beyond
 from metering.periods import DAY, QUARTER, Period, floor_to_quarter, month_start, next_month_start
-from metering.results import COSTS
+from metering.results.costs import COSTS
 
 #: Kind and segment of a customer that the catalog does not know.
 UNKNOWN: Final = "unknown"

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 
 import polars as pl
 
-from metering.frames import INSTANT
+from metering.frames.frame import INSTANT
 
 #: A day of any length that daylight saving leaves (23, 23 1/2, 24, 24 1/2, 25 hours) is this many equal parts,
 #: a whole number of them to each of its quarter hours.

@@ -4,9 +4,9 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.money import from_quanta, ratio, to_quanta
-from metering.results import PLAN_DECILES
+from metering.results.margin import PLAN_DECILES
 
 _TENTHS: Final = 10
 _FLAGS: Final = ("charge_unrated", "cost_unrated", "estimated")

@@ -9,12 +9,9 @@ from typing import Any, Final
 import polars as pl
 
 from metering.core.scenario import Traffic, Which, conformed, scaled
-from metering.frames import (
-    INSTANT,
-    PRICE_RULES,
-    SUM,
-    Books,
-)
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.terms import PRICE_RULES
 from metering.money import decimal_to_quanta, from_quanta, to_quanta
 
 #: What a customer's contracts say, by date: it ends where they do.

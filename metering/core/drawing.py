@@ -15,11 +15,12 @@ from metering.core.commitments import (
     overage_by_tranche,
 )
 from metering.core.rating import rate
-from metering.frames import INSTANT, SUM, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.meters import METERS
 from metering.money import multiply_divide, to_quanta
 from metering.periods import QUARTER
-from metering.results import RATE_KEY
+from metering.results.rates import RATE_KEY
 
 #: An end for what has none.
 FOR_EVER: Final = datetime(9999, 12, 31, tzinfo=UTC)

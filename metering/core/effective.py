@@ -5,7 +5,7 @@ from datetime import datetime
 
 import polars as pl
 
-from metering.frames import INSTANT
+from metering.frames.frame import INSTANT
 from metering.periods import DAY, Period
 
 

@@ -6,7 +6,8 @@ import polars as pl
 
 from metering.core.burn import burn_by_series, weights_in
 from metering.core.series import where
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.periods import QUARTER
 
 _QUANTA: Final = pl.lit(10**12, dtype=SUM)

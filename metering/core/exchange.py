@@ -5,7 +5,7 @@ from typing import Final
 import polars as pl
 
 from metering.core.effective import in_force
-from metering.frames import INSTANT, SUM
+from metering.frames.frame import INSTANT, SUM
 from metering.money import to_quanta
 
 _ONE: Final = pl.lit(10**12, dtype=SUM)

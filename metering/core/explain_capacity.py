@@ -10,7 +10,7 @@ from metering.core.burn import burn_by_series, weights_in
 from metering.core.capacity import Capacity
 from metering.core.effective import in_force
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import DAY, Period

@@ -8,7 +8,7 @@ import polars as pl
 
 from metering.core.closure import TERMS, Closure
 from metering.errors import BadInput
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.money import decimal_to_quanta, to_quanta
 from metering.periods import Period
 from metering.tree import MONEY_PER, Node, grouped, total

@@ -13,7 +13,9 @@ from metering.core.explain_words import MINUTE, Place, days, money, shortest
 from metering.core.pricing import PERCENTAGE
 from metering.core.rating import rate
 from metering.core.revenue import Earned
-from metering.frames import DIMENSIONS, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS
 from metering.periods import DAY, Period
 from metering.tree import MONEY_PER, Node, grouped, total
 

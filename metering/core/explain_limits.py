@@ -10,10 +10,12 @@ import polars as pl
 
 from metering.core.explain_words import MINUTE, Place
 from metering.errors import BadInput
-from metering.frames import SUM, SUMS, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import SUMS
 from metering.money import ratio
 from metering.periods import DAY, Period
-from metering.results import LIMIT_WINDOWS
+from metering.results.limits import LIMIT_WINDOWS
 from metering.tree import RATIO_PER, Node, grouped, total
 
 Row = Mapping[str, Any]

@@ -18,11 +18,12 @@ from metering.core.lines import agreed
 from metering.core.margin import Margin
 from metering.core.rating import charges, on_demand_costs
 from metering.errors import BadInput
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import DAY
-from metering.results import LINE_KEY
+from metering.results.margin import LINE_KEY
 from metering.tree import MONEY_PER, Node, grouped, total
 
 #: Columns that are sums of others: (sign, column).

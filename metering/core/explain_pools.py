@@ -11,7 +11,8 @@ from metering.core.costs import Part
 from metering.core.explain_words import money, units
 from metering.core.flows import carve_outs, in_pool
 from metering.core.margin import Margin
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.tree import MONEY_PER, Node, grouped

@@ -19,7 +19,8 @@ from metering.core.fees import fees_earned
 from metering.core.revenue import Charged, Earned
 from metering.core.standing import days_known, expiring, in_force_at, open_periods
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.money import decimal_to_quanta, to_quanta
 from metering.periods import DAY, Period
 from metering.tree import MONEY_PER, RATIO_PER, Node, grouped, total

@@ -11,7 +11,7 @@ from metering.core.drawing import part_of_ratio
 from metering.core.effective import in_force
 from metering.core.explain_words import MINUTE, Place, days, money, rate, shortest
 from metering.core.revenue import Earned
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.periods import QUARTER, Period
 from metering.tree import MONEY_PER, Node, grouped, total
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import polars as pl
 
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.money import from_quanta
 from metering.tree import MONEY_PER, Node, total
 

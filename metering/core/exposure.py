@@ -16,13 +16,12 @@ from metering.core.limit_cells import (
 )
 from metering.core.limits import uses_of_limits
 from metering.core.series import identify
-from metering.frames import DIMENSIONS, SUM, SUMS, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS, SUMS
 from metering.money import multiply_divide, ratio
 from metering.periods import MINUTE, Period
-from metering.results import (
-    EXPOSURE,
-    LIMIT_BURN,
-)
+from metering.results.limits import EXPOSURE, LIMIT_BURN
 
 
 def limit_burn(usage: pl.DataFrame, books: Books, period: Period) -> pl.DataFrame:

@@ -9,19 +9,11 @@ import polars as pl
 from metering.core.capacity import capacity
 from metering.core.scenario import elsewhere, part_of
 from metering.core.series import identify
-from metering.frames import (
-    DIMENSIONS,
-    INSTANT,
-    POOL_CUSTOMER_USAGE,
-    POOL_USAGE,
-    SUM,
-    SUMS,
-    USAGE,
-    Books,
-    Frame,
-)
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
+from metering.frames.usage import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS, USAGE
 from metering.periods import DAY, Period
-from metering.results import UTILIZATION
+from metering.results.capacity import UTILIZATION
 
 _QUANTITIES: Final = tuple(SUMS)
 _MINUTE: Final = 60_000_000

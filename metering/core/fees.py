@@ -6,9 +6,9 @@ import polars as pl
 
 from metering.core.contract_periods import DEFAULTS
 from metering.core.days import DAY_PARTS, place_of_day, placed
-from metering.frames import INSTANT, SUM
+from metering.frames.frame import INSTANT, SUM
 from metering.money import AMOUNT_MAX, from_quanta, refuse_beyond, to_quanta
-from metering.results import FEES_EARNED
+from metering.results.charges import FEES_EARNED
 
 #: What decides how a fee is spread over time, whoever pays it.
 _SCHEDULE: Final = ("per", "zone", "anchor_day", "begins", "ends")

@@ -10,7 +10,9 @@ from metering.core.burn import carve_out_pools, weigh
 from metering.core.effective import with_slice
 from metering.core.rating import on_demand_price_sums
 from metering.core.series import where
-from metering.frames import INSTANT, SUM, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.usage import Identified
 from metering.meters import METERS
 from metering.money import to_quanta
 

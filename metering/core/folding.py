@@ -10,7 +10,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import INSTANT, Frame
+from metering.frames.frame import INSTANT, Frame
 from metering.meters import FURTHER_METERS, METERS
 
 #: Rows of one fold: below this, sums of 32-bit meters cannot leave 64 bits.

@@ -8,12 +8,9 @@ import polars as pl
 
 from metering.core.extra_demand import Extra, spread
 from metering.core.several_limits import bounded, weighed_by
-from metering.frames import (
-    DIMENSIONS,
-    SUM,
-    SUMS,
-    Books,
-)
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS, SUMS
 from metering.money import decimal_to_quanta
 
 _ONE: Final = 10**12

@@ -7,7 +7,9 @@ import polars as pl
 
 from metering.core.burn import weigh
 from metering.core.series import identify
-from metering.frames import SUM, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import Identified
 from metering.meters import METERS
 from metering.money import multiply_divide, split_largest_remainder, to_quanta
 from metering.periods import MINUTE, QUARTER

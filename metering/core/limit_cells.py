@@ -5,7 +5,9 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import INSTANT, SUM, SUMS, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.usage import SUMS
 from metering.periods import MINUTE, Period
 
 _MICROSECONDS: Final = MINUTE // timedelta(microseconds=1)

@@ -12,7 +12,8 @@ from metering.core.limit_cells import (
     under_limits,
     weight_column,
 )
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.money import ratio
 from metering.periods import Period
 

@@ -31,15 +31,12 @@ from metering.core.limit_cells import (
 from metering.core.limit_refusals import refusals_by_cell, turned_away
 from metering.core.series import identify
 from metering.errors import BadInput
-from metering.frames import SUM, SUMS, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import SUMS
 from metering.money import EXACT_MAX, ratio
 from metering.periods import DAY, Period
-from metering.results import (
-    LIMIT_WINDOWS,
-    LIMITS_BY,
-    RAISED,
-    limit_frame,
-)
+from metering.results.limits import LIMIT_WINDOWS, LIMITS_BY, RAISED, limit_frame
 
 #: Anchored windows hang on all use before them, back to a pause as long as a window. So much is looked at.
 SETTLING: Final = 7 * DAY

@@ -15,10 +15,12 @@ from metering.core.projects import by_project
 from metering.core.series import identify, numbered
 from metering.core.sums import sums_at
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from metering.money import MONEY, ZERO, from_quanta, refuse_beyond
-from metering.results import LINE_KEY
+from metering.results.margin import LINE_KEY
 
 #: What flows into a line; the rest of its amounts are sums of these.
 TAKEN: Final = ("discount", "promotional_credit")

@@ -4,7 +4,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import SUM, Frame
+from metering.frames.frame import SUM, Frame
 from metering.money import MONEY, RATIO, from_quanta, ratio, to_quanta
 
 #: Whose loss it is, and why: what it earned and what was given away, its attempts, and where its cost ran.

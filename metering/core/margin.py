@@ -18,10 +18,13 @@ from metering.core.projects import project_shares
 from metering.core.rating import charged_sums
 from metering.core.revenue import Earned, earned, under_terms
 from metering.core.series import identify, known_usage
-from metering.frames import DIMENSIONS, SUM, USAGE, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS, USAGE, Identified
 from metering.money import from_quanta, refuse_beyond, to_quanta
 from metering.periods import Period
-from metering.results import MARGIN_LINES, PROJECT_LINES, UNRATED
+from metering.results.margin import MARGIN_LINES, PROJECT_LINES
+from metering.results.rates import UNRATED
 
 
 @dataclass(frozen=True)

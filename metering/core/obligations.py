@@ -18,10 +18,12 @@ from metering.core.closure import (
 from metering.core.commitments import ELIGIBLE, TRANCHES, continued, counts_toward, draw_down, pace
 from metering.core.effective import with_slice
 from metering.core.recognition import recognised
-from metering.frames import BILL_LINES, INSTANT, SUM, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
+from metering.frames.supply import BILL_LINES
 from metering.money import MONEY, RATIO, from_quanta, multiply_divide, to_quanta
 from metering.periods import DAY, QUARTER, Period
-from metering.results import RECOGNISED
+from metering.results.costs import RECOGNISED
 
 #: One row per tranche of a commitment to a supplier, per amount that rolled over, and per pool with an end.
 #: Amounts are in `measure`: a currency, or a unit.

@@ -18,7 +18,9 @@ from metering.core.exchange import rates, translate
 from metering.core.rating import on_demand_prices
 from metering.core.series import identify
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS, INSTANT, SUM, SUMS, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
+from metering.frames.usage import DIMENSIONS, SUMS
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from metering.money import MONEY, QUANTUM, RATIO, decimal_to_quanta, to_quanta
 from metering.periods import MINUTE, Period, next_month_start

@@ -12,7 +12,7 @@ from datetime import date
 
 import polars as pl
 
-from metering.frames import Frame
+from metering.frames.frame import Frame
 
 
 def posted_frame(frame: Frame) -> Frame:

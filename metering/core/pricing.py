@@ -22,11 +22,14 @@ from metering.core.effective import in_force
 from metering.core.rating import charge, sold_lines
 from metering.core.series import identify
 from metering.core.tiers import BEYOND, cumulative
-from metering.frames import DIMENSIONS, INSTANT, SUM, SUMS, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.usage import DIMENSIONS, SUMS
 from metering.meters import METERS
 from metering.money import AMOUNT_MAX, QUANTUM, multiply_floor, refuse_beyond, to_quanta
 from metering.periods import QUARTER
-from metering.results import COUNTED, GROSS, RATE_KEY
+from metering.results.charges import COUNTED, GROSS
+from metering.results.rates import RATE_KEY
 
 #: What a line says in place of a meter where it is a percentage of other charges: this and the charge's name.
 PERCENTAGE: Final = "% "

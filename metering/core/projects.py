@@ -6,7 +6,8 @@ import polars as pl
 
 from metering.core.costs import Part
 from metering.core.effective import with_slice
-from metering.frames import DIMENSIONS, SUM, SUMS
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS, SUMS
 from metering.meters import INPUT_METERS, OUTPUT_METERS
 from metering.money import split_largest_remainder
 

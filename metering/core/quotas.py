@@ -3,11 +3,12 @@
 import polars as pl
 
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.meters import METERS
 from metering.money import EXACT_MAX, ratio
 from metering.periods import Period
-from metering.results import UTILIZATION
+from metering.results.capacity import UTILIZATION
 
 _ANY = "*"
 _CELL = ("quota", "dimension")

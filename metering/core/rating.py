@@ -10,10 +10,11 @@ import polars as pl
 from metering.core.effective import in_force
 from metering.core.series import identify
 from metering.core.sums import largest
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.meters import METERS
 from metering.money import AMOUNT_MAX, EXACT_MAX, MONEY, refuse_beyond, to_quanta
-from metering.results import RATE_KEY, RATED, UNPRICED
+from metering.results.rates import RATE_KEY, RATED, UNPRICED
 
 _PRICED_BY: Final = ("book", "item", "tier", "context_breakpoint", "meter")
 _ANY_REGION: Final = "*"

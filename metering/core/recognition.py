@@ -10,10 +10,11 @@ from typing import Any, Final
 import polars as pl
 
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.money import AMOUNT_MAX, decimal_to_quanta, refuse_beyond
 from metering.periods import QUARTER, Period, month_start, next_month_start
-from metering.results import RECOGNISED
+from metering.results.costs import RECOGNISED
 
 Row = dict[str, Any]
 

@@ -9,7 +9,8 @@ import polars as pl
 
 from metering.bills.usage_export import UNITS, Precision
 from metering.core.rating import on_demand_costs
-from metering.frames import INSTANT, SUM, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.meters import INPUT_METERS, METERS, OUTPUT_METERS
 from metering.money import MONEY, RATIO, from_quanta, ratio, to_quanta
 

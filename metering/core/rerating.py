@@ -5,9 +5,9 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import Frame
+from metering.frames.frame import Frame
 from metering.money import MONEY
-from metering.results import LINE_KEY
+from metering.results.margin import LINE_KEY
 
 #: What a line is about, whatever a catalog says of its customer.
 RERATED_KEY: Final = ("day", "customer", "line", "product", "tier_sold", "provider", "model_served", "pool")

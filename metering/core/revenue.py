@@ -11,9 +11,11 @@ from metering.core.contract_periods import reset_edges, terms_of_contracts
 from metering.core.drawing import FOR_EVER, GRANTS_DRAWN, TRANCHES_DRAWN, commitment_terms
 from metering.core.pricing import gross
 from metering.core.waterfall import waterfall
-from metering.frames import INSTANT, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, Frame
 from metering.periods import QUARTER, Period, floor_to_quarter
-from metering.results import RATE_KEY, WATERFALL
+from metering.results.charges import WATERFALL
+from metering.results.rates import RATE_KEY
 
 #: Whose usage must be read, and of which span.
 REACH: Final = Frame(

@@ -11,7 +11,9 @@ import polars as pl
 
 from metering.core.capacity import Capacity, capacity
 from metering.errors import BadInput, WrongWorld
-from metering.frames import POOL_CUSTOMER_USAGE, POOL_USAGE, SUM, SUMS, USAGE, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS, USAGE
 from metering.money import MONEY, QUANTUM, decimal_to_quanta, split_largest_remainder
 from metering.periods import MINUTE, Period, month_start, next_month_start
 

@@ -6,7 +6,7 @@ from itertools import accumulate
 import numpy as np
 import polars as pl
 
-from metering.frames import DIMENSIONS, USAGE, Identified
+from metering.frames.usage import DIMENSIONS, USAGE, Identified
 
 
 def known_usage(usage: pl.DataFrame | Identified) -> Identified:

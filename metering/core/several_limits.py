@@ -4,12 +4,9 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import (
-    INSTANT,
-    SUM,
-    SUMS,
-    Books,
-)
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
+from metering.frames.usage import SUMS
 
 _MINUTE: Final = 60_000_000
 _QUANTITIES: Final = tuple(SUMS)

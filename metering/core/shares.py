@@ -6,9 +6,10 @@ from metering.core.burn import burn_by_series, weights_in
 from metering.core.capacity import Capacity
 from metering.core.entitlement import burned_by_customer, entitled
 from metering.errors import WrongWorld
-from metering.frames import SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import SUM
 from metering.money import ratio
-from metering.results import CAPACITY_CUSTOMERS, CAPACITY_MODELS
+from metering.results.capacity import CAPACITY_CUSTOMERS, CAPACITY_MODELS
 
 _BY = ["pool", "dimension"]
 

@@ -13,7 +13,8 @@ from metering.core.drawing import FOR_EVER, grant_tranches, part_of_ratio
 from metering.core.effective import in_force, slices
 from metering.core.fees import fees_earned
 from metering.core.revenue import Charged
-from metering.frames import INSTANT, SUM, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.money import MONEY, RATIO, from_quanta, to_quanta
 from metering.periods import DAY, QUARTER, Period
 

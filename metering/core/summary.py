@@ -10,9 +10,10 @@ from metering.core.costs import QUANTA_MAX, UNKNOWN
 from metering.core.effective import in_force
 from metering.core.lines import COUNTS, FLAGS, FLOWN, totals
 from metering.errors import BadInput
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.money import ratio, refuse_beyond, to_quanta
-from metering.results import MARGIN_BY, margin_frame
+from metering.results.margin import MARGIN_BY, margin_frame
 
 _SPAN: Final = ("effective_from", "effective_until")
 #: A row by some of these with `customer` is all of a customer, so that its contract's floor applies.

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from metering.frames import SUM
+from metering.frames.frame import SUM
 
 #: The largest sum that surely fits 64 bits, though it was guessed at in floats.
 _SURELY: float = 2.0**62

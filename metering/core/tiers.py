@@ -7,7 +7,7 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.money import AMOUNT_MAX, EXACT_MAX, QUANTUM, multiply_floor, refuse_beyond, to_quanta
 
 _QUANTA_MAX: Final = int(AMOUNT_MAX / QUANTUM)

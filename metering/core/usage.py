@@ -5,7 +5,8 @@ from typing import Final
 
 import polars as pl
 
-from metering.frames import EVENTS, Frame
+from metering.frames.events import EVENTS
+from metering.frames.frame import Frame
 from metering.meters import CONTEXT_BREAKPOINTS, INPUT_METERS, METERS
 
 #: One row per event whose counts cannot all be true.

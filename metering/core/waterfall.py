@@ -17,10 +17,11 @@ from metering.core.contract_periods import contract_periods
 from metering.core.days import placed
 from metering.core.drawing import Drawing, draw_contracts
 from metering.core.effective import in_force
-from metering.frames import INSTANT, SUM, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM
 from metering.money import multiply_divide, split_largest_remainder, to_quanta
 from metering.periods import QUARTER
-from metering.results import WATERFALL
+from metering.results.charges import WATERFALL
 
 ONE: Final = pl.lit(10**12, dtype=SUM)
 _ZERO: Final = pl.lit(0, dtype=SUM)

@@ -9,10 +9,12 @@ import polars as pl
 from metering.core.allocation import by_part
 from metering.core.capacity import at_limit, modelled_spill, sum_of_modelled_spill, with_tightest
 from metering.core.recognition import recognised
-from metering.frames import INSTANT, SUM, Books, Frame
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, SUM, Frame
 from metering.money import MONEY, RATIO, ratio
 from metering.periods import Period
-from metering.results import POOL_COST, UTILIZATION
+from metering.results.capacity import UTILIZATION
+from metering.results.costs import POOL_COST
 
 #: The lengths that capacity may be shown by.
 WINDOWS: Final = {"minute": "1m", "5m": "5m", "15m": "15m", "hour": "1h", "day": "1d", "month": "1mo"}

@@ -16,7 +16,7 @@ from metering.events.identity import event_keys, length_prefixed
 from metering.events.instants import parse_instants
 from metering.events.laws import DecodeLimits
 from metering.events.rejects import TEXT_BYTES_MAX
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import CONTEXT_BREAKPOINTS, FIRST_METERS, METERS, QUANTITY_MAX
 
 #: Version of the digest: the order and encoding of its fields, and the seed of its hash.

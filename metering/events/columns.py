@@ -12,7 +12,8 @@ from metering.events import wire
 from metering.events.identity import event_keys
 from metering.events.instants import parse_instants
 from metering.events.laws import BILLABLE, IS_SPLIT
-from metering.frames import INSTANT, REPORTED_EVENTS
+from metering.frames.events import REPORTED_EVENTS
+from metering.frames.frame import INSTANT
 from metering.meters import FURTHER_METERS
 
 #: Where a producer names no region.

@@ -13,7 +13,7 @@ from metering.events.laws import DecodeLimits, laws, put_to_laws
 from metering.events.notices import Notice, NoticeRows, decode_notice, notice_laws
 from metering.events.providers import decode_provider_event
 from metering.events.rejects import Fault, RejectCode, cleaned
-from metering.frames import NOTICES, REJECTS
+from metering.frames.events import NOTICES, REJECTS
 
 #: Headers of a record that may be one event; others take the longer way.
 _LONE_FORMS: Final = frozenset({"application/cloudevents+json", "application/x-ndjson", "application/json"})

@@ -19,7 +19,8 @@ import polars as pl
 import xxhash
 
 from metering.events.instants import Bytes, Mask, byte_table
-from metering.frames import DIMENSIONS, INSTANT
+from metering.frames.frame import INSTANT
+from metering.frames.usage import DIMENSIONS
 from metering.meters import FIRST_METERS, FURTHER_METERS
 
 #: Version of the content digest: the order and encoding of its fields, and the seed of its hash.

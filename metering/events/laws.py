@@ -9,7 +9,7 @@ import polars as pl
 
 from metering.events.rejects import SOURCE_OF_ADJUSTMENTS, TEXT_BYTES_MAX, RejectCode
 from metering.events.wire import NONBILLABLE_REASONS
-from metering.frames import INSTANT
+from metering.frames.frame import INSTANT
 from metering.settings import Settings
 
 _TEXTS: Final = {  # column -> name on the wire, in the order in which they are looked at

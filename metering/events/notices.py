@@ -16,7 +16,8 @@ from metering.events.identity import DIGEST_VERSION, event_keys, length_prefixed
 from metering.events.instants import parse_instants
 from metering.events.laws import DecodeLimits, Law, instant_law, text_law, time_laws
 from metering.events.rejects import Fault, RejectCode, quoted
-from metering.frames import INSTANT, NOTICES
+from metering.frames.events import NOTICES
+from metering.frames.frame import INSTANT
 from metering.meters import QUANTITY_MAX
 
 _Quantity = Annotated[int, msgspec.Meta(ge=0, le=QUANTITY_MAX)]

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from metering.events.rejects import SOURCE_OF_ADJUSTMENTS
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from metering.store.ledger_rows import meter_sql
 

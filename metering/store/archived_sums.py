@@ -7,7 +7,7 @@ import polars as pl
 from sqlalchemy import Connection
 
 from metering.errors import WrongWorld
-from metering.frames import SUMS
+from metering.frames.usage import SUMS
 from metering.meters import METERS
 from metering.store import archives
 from metering.store.archives import Archive

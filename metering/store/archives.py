@@ -24,7 +24,7 @@ from polars.io.plugins import register_io_source
 from sqlalchemy import Connection, text
 
 from metering.errors import BadInput, Unavailable, WrongWorld
-from metering.frames import INSTANT
+from metering.frames.frame import INSTANT
 from metering.store import ledger_rows, partitions
 from metering.store.ledger_rows import (
     COPY_COLUMNS,

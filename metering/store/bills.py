@@ -17,7 +17,8 @@ from sqlalchemy import Connection, text
 from metering.bills.document import Bill, BillLine
 from metering.bills.revisions import Revision, postings
 from metering.errors import BadInput, Fenced
-from metering.frames import BILL_LINES, INSTANT
+from metering.frames.frame import INSTANT
+from metering.frames.supply import BILL_LINES
 from metering.store.as_of import Scope, everything
 from metering.store.chain import CHAIN_VERSION, batch_head, head
 from metering.store.ledger_rows import copy_stream

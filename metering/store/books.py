@@ -14,7 +14,7 @@ from metering.catalog.fields import instant_text
 from metering.catalog.objects import CatalogObjects, Entry, body, body_digest, from_body, length_prefixed
 from metering.catalog.plan import Plan, plan
 from metering.errors import BadInput, Fenced
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.store.chain import GENESIS, head
 from metering.store.postgres import knowledge
 from metering.store.tables import catalog_objects, catalog_revisions

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import psycopg
 
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 
 #: The small tables of texts and the name of their column; the id is `<column>_id`. Id 0 means none.
 _TABLES: Final = {"sources": "source", "projects": "project", "seats": "seat"}

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from metering.errors import BadInput
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.periods import DAY
 from metering.store.as_of import as_of as scope_of
 from metering.store.partitions import key_floor

@@ -5,7 +5,8 @@ from datetime import datetime
 import polars as pl
 from sqlalchemy import Connection, text
 
-from metering.frames import LIMIT_REFUSED, REFUSED_REQUESTS, Frame
+from metering.frames.frame import Frame
+from metering.frames.usage import LIMIT_REFUSED, REFUSED_REQUESTS
 from metering.store.as_of import as_of as scope_of
 
 _REFUSED = """

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection, Row, text
 
 from metering.events.identity import series_digest
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.store.archives import read_batches, read_texts
 from metering.store.as_of import Scope
 from metering.store.chain import ROW, encode_rows, further_of, root_of, text_digest

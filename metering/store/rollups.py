@@ -18,20 +18,18 @@ from psycopg import sql
 from sqlalchemy import Connection, text
 
 from metering.errors import WrongWorld
-from metering.frames import (
+from metering.frames.frame import INSTANT, SUM, Frame
+from metering.frames.usage import (
     DIMENSIONS,
     HELD_USAGE,
-    INSTANT,
     LIMIT_USAGE,
     ON_DEMAND_USAGE,
     POOL_CUSTOMER_USAGE,
     POOL_USAGE,
     PROJECT_USAGE,
     SERVED,
-    SUM,
     SUMS,
     USAGE,
-    Frame,
     Identified,
 )
 from metering.meters import FURTHER_METERS, METERS

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import psycopg
 
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
 from metering.store.ledger import EVENT_TYPES
 from metering.store.ledger_rows import meter_sql

@@ -13,7 +13,7 @@ import polars as pl
 from sqlalchemy import Connection, text
 
 from metering.errors import WrongWorld
-from metering.frames import SUMS
+from metering.frames.usage import SUMS
 from metering.store.rollups import KEYS, add_sums, mark_rebuilt, open_interval
 from metering.store.verify import compared, rollup_difference
 from metering.store.watermarks import watermarks

@@ -13,7 +13,7 @@ import psycopg
 from metering.errors import WrongWorld
 from metering.events import RejectCode
 from metering.events.identity import series_numbers
-from metering.frames import DIMENSIONS
+from metering.frames.usage import DIMENSIONS
 from metering.settings import Settings
 from metering.store.batch import Part
 from metering.store.names import Names

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, text
 
-from metering.frames import SUMS
+from metering.frames.usage import SUMS
 from metering.meters import FURTHER_METERS, METERS
 from metering.store import (
     archived_sums,

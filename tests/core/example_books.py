@@ -4,24 +4,11 @@ from typing import Any
 
 import polars as pl
 
-from metering.frames import (
-    BURNDOWN,
-    CAPACITY_FEES,
-    CAPACITY_STEPS,
-    CONTRACTS,
-    CUSTOMERS,
-    FEES,
-    MODELS,
-    POOL_USAGE,
-    POOLS,
-    PRICE_RULES,
-    PRICE_TIERS,
-    PRICES,
-    SUMS,
-    USAGE,
-    Books,
-    Frame,
-)
+from metering.frames.books import PRICES, Books
+from metering.frames.frame import Frame
+from metering.frames.supply import BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, MODELS, POOLS
+from metering.frames.terms import CONTRACTS, CUSTOMERS, FEES, PRICE_RULES, PRICE_TIERS
+from metering.frames.usage import POOL_USAGE, SUMS, USAGE
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from tests.text_tables import read
 

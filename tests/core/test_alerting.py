@@ -18,7 +18,7 @@ from metering.core.alerting import (
     messages,
 )
 from metering.errors import FrameBroken
-from metering.frames import Frame
+from metering.frames.frame import Frame
 from metering.money import MONEY
 from metering.periods import parse_period
 

@@ -12,7 +12,8 @@ from metering.core.capacity import capacity
 from metering.core.recognition import recognised
 from metering.core.windows import pool_costs, sum_costs
 from metering.errors import BadInput, WrongWorld
-from metering.frames import INSTANT, POOL_USAGE, SUM, Frame
+from metering.frames.frame import INSTANT, SUM, Frame
+from metering.frames.usage import POOL_USAGE
 from metering.money import multiply_divide, split_largest_remainder
 from metering.periods import parse_period
 from tests.core import example_books as a

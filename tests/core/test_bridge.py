@@ -12,10 +12,14 @@ from metering.core.cells import Cells, cells
 from metering.core.costs import supply
 from metering.core.margin import margin
 from metering.core.revenue import earned, under_terms
-from metering.frames import PERCENTAGES, POOL_USAGE
+from metering.frames.frame import Frame
+from metering.frames.terms import PERCENTAGES
+from metering.frames.usage import POOL_USAGE
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
-from metering.results import CELLS, CHARGED_ON_COST, FULL_RATES, USED_BY, Frame
+from metering.results.charges import CHARGED_ON_COST
+from metering.results.costs import FULL_RATES
+from metering.results.margin import CELLS, USED_BY
 from tests.core.worlds import PERIOD, START, World, supplied
 from tests.oracle.demand_worlds import demand_world
 from tests.text_tables import check, read

@@ -7,9 +7,11 @@ import pytest
 from metering.core.burn import burn_by_series
 from metering.core.capacity import capacity, summarise_capacity
 from metering.errors import BadInput, FrameBroken
-from metering.frames import MULTIPLIERS, POOL_USAGE, SET_ASIDE, SUM
+from metering.frames.frame import SUM
+from metering.frames.supply import MULTIPLIERS, SET_ASIDE
+from metering.frames.usage import POOL_USAGE
 from metering.periods import parse_period
-from metering.results import UTILIZATION
+from metering.results.capacity import UTILIZATION
 from tests.core import example_books as a
 from tests.text_tables import check, read
 

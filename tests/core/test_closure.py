@@ -23,18 +23,12 @@ from metering.core.closure import (
     whole_months,
 )
 from metering.core.costs import costs as compute
-from metering.frames import (
-    BILL_LINES,
-    CAPACITY_FEES,
-    EXCHANGE_RATES,
-    POOL_USAGE,
-    POOLS,
-    USAGE,
-    Books,
-)
+from metering.frames.books import EXCHANGE_RATES, Books
+from metering.frames.supply import BILL_LINES, CAPACITY_FEES, POOLS
+from metering.frames.usage import POOL_USAGE, USAGE
 from metering.money import QUANTUM
 from metering.periods import QUARTER, Period, parse_period
-from metering.results import COSTS, RECOGNISED
+from metering.results.costs import COSTS, RECOGNISED
 from tests.core.example_books import books as example_books
 from tests.core.example_books import bought, prices, usage
 from tests.core.worlds import PERIOD as WORLD

@@ -19,7 +19,7 @@ from metering.core.commitments import (
     pace,
 )
 from metering.core.effective import slices
-from metering.frames import SUM
+from metering.frames.frame import SUM
 from metering.periods import Period
 from tests.text_tables import check, instant, read
 

@@ -15,10 +15,11 @@ from metering.core.entitlement import burned_by_customer, entitled
 from metering.core.margin import margin
 from metering.core.rating import on_demand_costs
 from metering.core.recognition import recognised
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
-from metering.results import COSTS, MARGIN_LINES
+from metering.results.costs import COSTS
+from metering.results.margin import MARGIN_LINES
 from tests.core.worlds import PERIOD, QUARTERS, START, World, supplied
 
 relaxed = settings(deadline=None, max_examples=5, suppress_health_check=list(HealthCheck))

@@ -10,18 +10,10 @@ from metering.core.costs import costs, usage_basis
 from metering.core.exchange import rates
 from metering.core.margin import margin
 from metering.core.summary import summarise
-from metering.frames import (
-    BILL_LINES,
-    CAPACITY_FEES,
-    CUSTOMERS,
-    ENTITLEMENTS,
-    EXCHANGE_RATES,
-    POOL_CUSTOMER_USAGE,
-    POOL_USAGE,
-    SET_ASIDE,
-    SUMS,
-    USAGE,
-)
+from metering.frames.books import EXCHANGE_RATES
+from metering.frames.supply import BILL_LINES, CAPACITY_FEES, ENTITLEMENTS, SET_ASIDE
+from metering.frames.terms import CUSTOMERS
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS, USAGE
 from metering.meters import METERS
 from metering.periods import parse_period
 from tests.core import example_books as a

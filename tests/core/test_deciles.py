@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from metering.core.deciles import plan_deciles
 from metering.core.summary import summarise
-from metering.frames import Books
+from metering.frames.books import Books
 from metering.money import from_quanta
-from metering.results import MARGIN_LINES
+from metering.results.margin import MARGIN_LINES
 from tests.text_tables import check, read
 
 DOLLAR = 10**12

@@ -13,25 +13,27 @@ from metering.core.held_back import HeldBack, held_back, with_limits
 from metering.core.limits import limit_windows, raised
 from metering.core.margin import Margin, margin
 from metering.core.scenario import Traffic, settled
-from metering.frames import (
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT
+from metering.frames.terms import (
     CONTRACT_TERMS,
     CONTRACTS,
     CUSTOMERS,
-    DIMENSIONS,
     FEES,
-    HELD_USAGE,
-    INSTANT,
-    LIMIT_REFUSED,
-    LIMIT_USAGE,
     LIMIT_WEIGHTS,
     LIMITS,
-    POOL_CUSTOMER_USAGE,
-    POOL_USAGE,
     PRICE_RULES,
     PRICE_TIERS,
+)
+from metering.frames.usage import (
+    DIMENSIONS,
+    HELD_USAGE,
+    LIMIT_REFUSED,
+    LIMIT_USAGE,
+    POOL_CUSTOMER_USAGE,
+    POOL_USAGE,
     SUMS,
     USAGE,
-    Books,
 )
 from tests.core.example_books import books, bought, burndown, contracts, fees, prices, usage
 from tests.core.test_scenario import PERIOD, START, agree, example, world

@@ -12,7 +12,7 @@ from metering.core.explain_margin import COLUMNS, Cell, explain_margin
 from metering.core.margin import margin
 from metering.errors import BadInput, FrameBroken
 from metering.money import to_quanta
-from metering.results import LINE_KEY
+from metering.results.margin import LINE_KEY
 from metering.tree import Node
 from tests.core.worlds import PERIOD, supplied
 

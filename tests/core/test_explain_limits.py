@@ -6,7 +6,7 @@ import pytest
 from metering.core.explain_limits import WINDOW_COLUMNS, explain_windows
 from metering.core.limits import summarise_limits
 from metering.errors import BadInput
-from metering.results import LIMITS_BY
+from metering.results.limits import LIMITS_BY
 from metering.tree import RATIO_PER
 from tests.core.test_explain import nodes, place
 from tests.core.test_explain_terms import shown

@@ -7,7 +7,9 @@ import pytest
 
 from metering.core.explain_margin import Cell, explain_margin
 from metering.core.margin import margin
-from metering.frames import EXCHANGE_RATES, PERCENTAGES, POOL_USAGE, PRICES
+from metering.frames.books import EXCHANGE_RATES, PRICES
+from metering.frames.terms import PERCENTAGES
+from metering.frames.usage import POOL_USAGE
 from metering.money import to_quanta
 from metering.periods import parse_period
 from metering.tree import Node

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metering.core.effective import slices
 from metering.core.fees import fees_earned as earned_of
-from metering.frames import CONTRACT_TERMS
+from metering.frames.terms import CONTRACT_TERMS
 from metering.periods import QUARTER, Period, parse_period
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.errors import FrameBroken
-from metering.frames import Frame
+from metering.frames.frame import Frame
 from tests.text_tables import read
 
 BOUGHT = Frame(

@@ -16,18 +16,13 @@ from metering.core.exposure import exposure, limit_burn
 from metering.core.limit_refusals import unlimited_refusals
 from metering.core.limits import limit_reach, limit_windows, raised, summarise_limits
 from metering.errors import BadInput
-from metering.frames import (
-    CAPACITY_STEPS,
-    FEES,
-    LIMIT_REFUSED,
-    LIMIT_USAGE,
-    LIMIT_WEIGHTS,
-    LIMITS,
-    SUMS,
-    Books,
-)
+from metering.frames.books import Books
+from metering.frames.supply import CAPACITY_STEPS
+from metering.frames.terms import FEES, LIMIT_WEIGHTS, LIMITS
+from metering.frames.usage import LIMIT_REFUSED, LIMIT_USAGE, SUMS
 from metering.periods import Period, parse_period
-from metering.results import LIMIT_WINDOWS, UTILIZATION
+from metering.results.capacity import UTILIZATION
+from metering.results.limits import LIMIT_WINDOWS
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read
 

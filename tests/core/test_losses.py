@@ -5,7 +5,7 @@ import polars as pl
 
 from metering.core.losses import losses
 from metering.money import from_quanta
-from metering.results import MARGIN_LINES
+from metering.results.margin import MARGIN_LINES
 from tests.text_tables import check, read
 from workers.losing import loss_notes
 

@@ -9,7 +9,9 @@ import pytest
 from metering.core.margin import margin
 from metering.core.summary import summarise
 from metering.errors import BadInput
-from metering.frames import CUSTOMERS, MODELS, POOL_USAGE, USAGE
+from metering.frames.supply import MODELS
+from metering.frames.terms import CUSTOMERS
+from metering.frames.usage import POOL_USAGE, USAGE
 from metering.periods import parse_period
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read

@@ -7,18 +7,12 @@ import pytest
 
 from metering.core.margin import margin
 from metering.core.summary import summarise
-from metering.frames import (
-    CONTRACT_TERMS,
-    CONTRACTS,
-    CUSTOMERS,
-    EXCHANGE_RATES,
-    PERCENTAGES,
-    POOL_USAGE,
-    SUMS,
-)
+from metering.frames.books import EXCHANGE_RATES
+from metering.frames.terms import CONTRACT_TERMS, CONTRACTS, CUSTOMERS, PERCENTAGES
+from metering.frames.usage import POOL_USAGE, SUMS
 from metering.money import to_quanta
 from metering.periods import parse_period
-from metering.results import MARGIN_BY, MARGIN_LINES
+from metering.results.margin import MARGIN_BY, MARGIN_LINES
 from tests.core import example_books as a
 from tests.core.test_waterfall import DOLLAR, bought, terms
 from tests.text_tables import check, instant, read

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.core.usage import meter
-from metering.frames import REPORTED_EVENTS
+from metering.frames.events import REPORTED_EVENTS
 from metering.meters import (
     CONTEXT_BREAKPOINTS,
     FURTHER_METERS,

@@ -6,17 +6,11 @@ import polars as pl
 
 from metering.core.closure import billing_slices, closure, rate_on_demand
 from metering.core.obligations import committed_since, forfeited, obligations
-from metering.frames import (
-    BILL_LINES,
-    CAPACITY_FEES,
-    CAPACITY_STEPS,
-    POOLS,
-    SERVED,
-    SUPPLIER_COMMITMENTS,
-    Books,
-)
+from metering.frames.books import Books
+from metering.frames.supply import BILL_LINES, CAPACITY_FEES, CAPACITY_STEPS, POOLS, SUPPLIER_COMMITMENTS
+from metering.frames.usage import SERVED
 from metering.periods import parse_period
-from metering.results import COSTS, RECOGNISED
+from metering.results.costs import COSTS, RECOGNISED
 from tests.core.example_books import books, prices
 from tests.text_tables import check, instant, read
 

@@ -21,7 +21,7 @@ from metering.core.planning import (
     size_pool,
 )
 from metering.core.recognition import recognised
-from metering.frames import POOL_USAGE, REFUSED_REQUESTS
+from metering.frames.usage import POOL_USAGE, REFUSED_REQUESTS
 from metering.periods import parse_period
 from tests.core.example_books import books, bought, burndown, pool_usage, prices, usage
 from tests.text_tables import check, instant, read

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.core.posting import posted
-from metering.frames import Frame
+from metering.frames.frame import Frame
 from metering.money import MONEY
 from tests.text_tables import check, read
 

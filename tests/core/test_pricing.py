@@ -8,7 +8,9 @@ import pytest
 
 from metering.core.pricing import Gross, gross
 from metering.errors import BadInput
-from metering.frames import CONTRACT_TERMS, INSTANT, PERCENTAGES, PRICE_HOURS, Books
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT
+from metering.frames.terms import CONTRACT_TERMS, PERCENTAGES, PRICE_HOURS
 from metering.money import from_quanta
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from metering.core.adjustment import adjustment
 from metering.core.pricing import Gross, gross
-from metering.frames import SUMS, USAGE
-from metering.results import COUNTED
+from metering.frames.usage import SUMS, USAGE
+from metering.results.charges import COUNTED
 from tests.core import example_books as a
 from tests.core.test_pricing import CHANGE, CHANGE_TIERS, money, priced
 from tests.oracle.demand import SERIES, charges

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from metering.core.margin import margin
 from metering.core.summary import summarise
-from metering.frames import POOL_USAGE, PROJECT_USAGE, SUMS, USAGE
+from metering.frames.usage import POOL_USAGE, PROJECT_USAGE, SUMS, USAGE
 from metering.periods import parse_period
-from metering.results import LINE_KEY, MARGIN_LINES, PROJECT_LINES
+from metering.results.margin import LINE_KEY, MARGIN_LINES, PROJECT_LINES
 from tests.core import example_books as a
 from tests.core.worlds import PERIOD, World, worlds
 from tests.text_tables import check, read

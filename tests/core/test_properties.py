@@ -21,11 +21,14 @@ from metering.core.rating import (
 from metering.core.recognition import recognised
 from metering.core.series import known_usage, united
 from metering.core.summary import summarise
-from metering.frames import DIMENSIONS, SUM, SUMS, Books, Identified
+from metering.frames.books import Books
+from metering.frames.frame import SUM
+from metering.frames.usage import DIMENSIONS, SUMS, Identified
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
-from metering.results import LINE_KEY, MARGIN_LINES, UNRATED
+from metering.results.margin import LINE_KEY, MARGIN_LINES
+from metering.results.rates import UNRATED
 from tests.core.worlds import PERIOD, QUARTERS, START, World, worlds
 from tests.oracle import margin as oracle
 from tests.oracle import supply

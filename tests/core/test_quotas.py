@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from metering.core.capacity import summarise_capacity
 from metering.core.quotas import quota_use
-from metering.frames import ON_DEMAND_USAGE, QUOTA_WEIGHTS, QUOTAS, Books
+from metering.frames.books import Books
+from metering.frames.supply import QUOTA_WEIGHTS, QUOTAS
+from metering.frames.usage import ON_DEMAND_USAGE
 from metering.periods import parse_period
 from tests.text_tables import check, read
 

@@ -7,8 +7,9 @@ import pytest
 
 from metering.core.rating import charges, on_demand_costs, rate
 from metering.errors import BadInput
-from metering.frames import MODELS, SUM, Frame
-from metering.results import RATE_KEY
+from metering.frames.frame import SUM, Frame
+from metering.frames.supply import MODELS
+from metering.results.rates import RATE_KEY
 from tests.core import example_books as a
 from tests.text_tables import check, read
 

@@ -8,7 +8,7 @@ import pytest
 
 from metering.core.recognition import recognised
 from metering.errors import BadInput
-from metering.frames import BILL_LINES, CAPACITY_FEES
+from metering.frames.supply import BILL_LINES, CAPACITY_FEES
 from metering.money import from_quanta
 from metering.periods import parse_period
 from tests.core import example_books as a

@@ -8,7 +8,7 @@ import polars as pl
 
 from metering.bills.usage_export import BUCKETS, THEIRS, Precision
 from metering.core.reconciliation import reconcile
-from metering.frames import SERVED
+from metering.frames.usage import SERVED
 from metering.periods import DAY
 from tests.core.example_books import books, prices
 from tests.text_tables import check, instant, read

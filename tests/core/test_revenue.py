@@ -1,7 +1,7 @@
 """Revenue of contracts under terms: what is theirs, and what is charged as everybody's."""
 
 from metering.core.revenue import earned
-from metering.frames import CONTRACT_TERMS, CONTRACTS, DISCOUNTS
+from metering.frames.terms import CONTRACT_TERMS, CONTRACTS, DISCOUNTS
 from metering.periods import Period
 from tests.core.example_books import books, prices, usage
 from tests.text_tables import check, instant, read

@@ -25,7 +25,9 @@ from metering.core.scenario import (
     without,
 )
 from metering.errors import WrongWorld
-from metering.frames import MODELS, POOL_CUSTOMER_USAGE, SUMS, USAGE, Books
+from metering.frames.books import Books
+from metering.frames.supply import MODELS
+from metering.frames.usage import POOL_CUSTOMER_USAGE, SUMS, USAGE
 from metering.meters import METERS
 from metering.money import MONEY
 from metering.periods import parse_period

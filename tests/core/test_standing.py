@@ -6,9 +6,10 @@ import polars as pl
 
 from metering.core.revenue import charged, spans_of
 from metering.core.standing import balances, contract_standing
-from metering.frames import ENTITLEMENTS, Books
+from metering.frames.books import Books
+from metering.frames.supply import ENTITLEMENTS
 from metering.periods import DAY, Period
-from metering.results import CAPACITY_CUSTOMERS
+from metering.results.capacity import CAPACITY_CUSTOMERS
 from tests.core import example_books as a
 from tests.core.test_waterfall import bought, terms
 from tests.text_tables import check, instant, read

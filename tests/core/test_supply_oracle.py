@@ -9,15 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from metering.frames import (
-    BILL_LINES,
-    BURNDOWN,
-    CAPACITY_FEES,
-    CAPACITY_STEPS,
-    POOL_CUSTOMER_USAGE,
-    POOLS,
-    SET_ASIDE,
-)
+from metering.frames.supply import BILL_LINES, BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, POOLS, SET_ASIDE
+from metering.frames.usage import POOL_CUSTOMER_USAGE
 from metering.money import MONEY
 from metering.periods import Period
 from tests.core import example_books

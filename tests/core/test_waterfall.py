@@ -5,18 +5,12 @@ from typing import Any
 import polars as pl
 
 from metering.core.revenue import Earned, earned, reach, under_terms
-from metering.frames import (
-    CONTRACT_TERMS,
-    CREDIT_GRANTS,
-    CUSTOMER_COMMITMENTS,
-    DISCOUNTS,
-    INSTANT,
-    Books,
-    Frame,
-)
+from metering.frames.books import Books
+from metering.frames.frame import INSTANT, Frame
+from metering.frames.terms import CONTRACT_TERMS, CREDIT_GRANTS, CUSTOMER_COMMITMENTS, DISCOUNTS
 from metering.money import from_quanta
 from metering.periods import parse_period
-from metering.results import WATERFALL
+from metering.results.charges import WATERFALL
 from tests.core import example_books as a
 from tests.text_tables import check, instant, read
 

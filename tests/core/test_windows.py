@@ -21,9 +21,10 @@ from metering.core.windows import (
     pool_costs,
 )
 from metering.errors import WrongWorld
-from metering.frames import ENTITLEMENTS, MULTIPLIERS, POOL_CUSTOMER_USAGE, POOL_USAGE, SET_ASIDE, SUMS
+from metering.frames.supply import ENTITLEMENTS, MULTIPLIERS, SET_ASIDE
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS
 from metering.periods import MINUTE, parse_period
-from metering.results import POOL_COST
+from metering.results.costs import POOL_COST
 from tests.core import example_books as a
 from tests.core.worlds import PERIOD, START, World, worlds
 from tests.text_tables import check, read

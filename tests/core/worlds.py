@@ -8,25 +8,19 @@ from random import Random
 import polars as pl
 from hypothesis import strategies as st
 
-from metering.frames import (
+from metering.frames.books import EXCHANGE_RATES, PRICES, Books
+from metering.frames.frame import Frame
+from metering.frames.supply import (
     BILL_LINES,
     BURNDOWN,
     CAPACITY_FEES,
     CAPACITY_STEPS,
-    CONTRACTS,
-    CUSTOMERS,
     ENTITLEMENTS,
-    EXCHANGE_RATES,
-    FEES,
     MODELS,
-    POOL_CUSTOMER_USAGE,
-    POOL_USAGE,
     POOLS,
-    PRICES,
-    USAGE,
-    Books,
-    Frame,
 )
+from metering.frames.terms import CONTRACTS, CUSTOMERS, FEES
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE
 from metering.meters import METERS
 from metering.periods import MINUTE, QUARTER, Period
 from tests.text_tables import instant

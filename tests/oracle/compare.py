@@ -20,7 +20,7 @@ from metering.core.planning import DEMAND, Sizing, cost_curve
 from metering.core.recognition import recognised
 from metering.core.shares import customer_shares
 from metering.money import decimal_to_quanta, to_quanta
-from metering.results import COSTS
+from metering.results.costs import COSTS
 from tests.oracle import closing, supply, worlds
 from tests.oracle.supply import QUARTER, Key, quarters
 from tests.oracle.worlds import START, World

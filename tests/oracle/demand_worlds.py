@@ -9,7 +9,9 @@ from random import Random
 
 import polars as pl
 
-from metering.frames import (
+from metering.frames.books import PRICES, Books
+from metering.frames.frame import Frame
+from metering.frames.terms import (
     CONTRACT_TERMS,
     CONTRACTS,
     CREDIT_GRANTS,
@@ -20,11 +22,8 @@ from metering.frames import (
     PRICE_HOURS,
     PRICE_RULES,
     PRICE_TIERS,
-    PRICES,
-    USAGE,
-    Books,
-    Frame,
 )
+from metering.frames.usage import USAGE
 from metering.meters import METERS
 from metering.periods import QUARTER, Period
 from tests.oracle.supply import Book, Row

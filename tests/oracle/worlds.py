@@ -12,26 +12,21 @@ from typing import Any
 import polars as pl
 
 from metering.core.commitments import ELIGIBLE, TRANCHES
-from metering.frames import (
+from metering.frames.books import EXCHANGE_RATES, PRICES, Books
+from metering.frames.frame import Frame
+from metering.frames.supply import (
     BILL_LINES,
     BURNDOWN,
     CAPACITY_FEES,
     CAPACITY_STEPS,
-    CUSTOMERS,
     ENTITLEMENTS,
-    EXCHANGE_RATES,
     MODELS,
     MULTIPLIERS,
-    POOL_CUSTOMER_USAGE,
-    POOL_USAGE,
     POOLS,
-    PRICES,
     SET_ASIDE,
-    SUMS,
-    USAGE,
-    Books,
-    Frame,
 )
+from metering.frames.terms import CUSTOMERS
+from metering.frames.usage import POOL_CUSTOMER_USAGE, POOL_USAGE, SUMS, USAGE
 from metering.meters import METERS
 from metering.periods import MINUTE, QUARTER, Period
 from tests.oracle.supply import Book

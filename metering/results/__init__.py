@@ -1,0 +1,1 @@
+"""Declared frames of what the core computes."""
