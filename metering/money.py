@@ -34,8 +34,8 @@ def to_quanta(amount: pl.Expr) -> pl.Expr:
 
 
 def from_quanta(quanta: pl.Expr) -> pl.Expr:
-    """Int128 count of QUANTUM -> MONEY, exactly (polars raises beyond 10**14 units of currency)."""
-    return quanta.cast(MONEY) * pl.lit(QUANTUM, dtype=MONEY)
+    """Int128 count of QUANTUM -> MONEY, exactly (polars raises beyond 38 digits)."""
+    return quanta.reinterpret(dtype=MONEY)
 
 
 def decimal_to_quanta(amount: Decimal) -> int:
@@ -182,7 +182,7 @@ def ratio(numerator: pl.Expr, denominator: pl.Expr) -> pl.Expr:
     micro = floor + up.cast(pl.Int128)
     return (
         pl.when(denominator > 0)
-        .then(micro.cast(RATIO) * pl.lit(Decimal("0.000001"), dtype=RATIO))
+        .then(micro.reinterpret(dtype=RATIO))
         .otherwise(pl.lit(None, dtype=RATIO))
     )
 
