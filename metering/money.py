@@ -180,11 +180,7 @@ def ratio(numerator: pl.Expr, denominator: pl.Expr) -> pl.Expr:
     twice = remainder * _int128(2)
     up = (twice > denominator) | ((twice == denominator) & (floor % _int128(2) == 1))
     micro = floor + up.cast(pl.Int128)
-    return (
-        pl.when(denominator > 0)
-        .then(micro.reinterpret(dtype=RATIO))
-        .otherwise(pl.lit(None, dtype=RATIO))
-    )
+    return pl.when(denominator > 0).then(micro.reinterpret(dtype=RATIO)).otherwise(pl.lit(None, dtype=RATIO))
 
 
 def round_to_minor_unit(amount: Decimal, minor_digits: int = 2) -> Decimal:

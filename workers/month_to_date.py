@@ -35,7 +35,7 @@ class MonthMargin:
 
     def lines(self) -> pl.DataFrame:
         """results.MARGIN_LINES."""
-        return MARGIN_LINES.conform(pl.concat([MARGIN_LINES.empty(), *self.parts]))
+        return MARGIN_LINES.end_to_end(self.parts)
 
     @cached_property
     def summary(self) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from metering.frames.books import Books
 from metering.frames.frame import SUM
 from metering.frames.usage import DIMENSIONS
 from metering.meters import METERS
-from metering.money import MONEY, ZERO, from_quanta, refuse_beyond
+from metering.money import from_quanta, refuse_beyond
 from metering.results.margin import LINE_KEY
 
 #: What flows into a line; the rest of its amounts are sums of these.
@@ -281,13 +281,7 @@ def totals(quanta: pl.DataFrame) -> pl.DataFrame:
                 quanta, name, QUANTA_MAX, "no report can carry it; void the events or correct the price"
             )
 
-    def money(name: str) -> pl.Expr:
-        # most lines are without most amounts: to say that takes no division
-        if met[name].item() == 0:
-            return pl.when(pl.col(name).is_not_null()).then(pl.lit(ZERO, dtype=MONEY))
-        return from_quanta(pl.col(name))
-
-    return quanta.with_columns(money(name).alias(name) for name in _MONEY_COLUMNS)
+    return quanta.with_columns(from_quanta(pl.col(name)).alias(name) for name in _MONEY_COLUMNS)
 
 
 _MONEY_COLUMNS: Final = (

@@ -107,12 +107,11 @@ def margin(
         books,
         lambda part: _part(part, books, by_terms, fees, reporting_currency, project_usage),
     )
-    lines = pl.concat([shape.empty(), *(each.lines.select(*shape.columns) for each in done)])
     unrated = pl.concat([UNRATED.empty(), *(each.unrated for each in done), _unrated_spill(made.capacity)])
     return Margin(
         period,
         reporting_currency,
-        shape.conform(lines),
+        shape.end_to_end([each.lines for each in done]),
         UNRATED.conform(unrated),
         made,
         by_terms,
@@ -144,8 +143,7 @@ def _rates_used(found: Sequence[pl.DataFrame], into: str) -> pl.DataFrame:
 
 
 def _fees(books: Books, cut: pl.DataFrame) -> pl.DataFrame:
-    """The fees of all slices, as flows in the order of time."""
-    fees = fees_earned(books.fees, books.contract_terms, cut).sort("slice_start", maintain_order=True)
+    fees = fees_earned(books.fees, books.contract_terms, cut)
     quanta = to_quanta(pl.col("amount")).alias("quanta")
     return flow(fees.with_columns(quanta), line="fee", side="fee", into="fee")
 
@@ -197,8 +195,9 @@ def _part(
     flows = _standing(flows, part.known.series)
     shares = None if project_usage is None else project_shares(project_usage, part)
     lines = lines_of(part, flows, books, found, reporting_currency, shares)
+    shape = MARGIN_LINES if shares is None else PROJECT_LINES
     unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), part.known.series)
-    return _Done(lines, unrated, found)
+    return _Done(shape.conform(lines), unrated, found)
 
 
 _NO_RATES: Final = pl.DataFrame(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 import polars as pl
@@ -57,6 +58,21 @@ class Frame:
                 broken = frame.filter(~holds)
                 raise FrameBroken(f"{self.name}: '{law}' does not hold for {broken.row(0, named=True)}")
         return frame
+
+    def end_to_end(self, parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        """The rows of parts that `conform` returned, as `conform` would return them all.
+
+        Parts that follow one another in the order of the key, as days do, are only looked at where they meet.
+        """
+        parts = [part for part in parts if part.height]
+        rows = pl.concat([self.empty(), *parts])
+        meet = (pl.concat([one.tail(1), two.head(1)]) for one, two in pairwise(parts))
+        ascending = self.key and all(_is_empty(_repeats(both, self.key)) for both in meet)
+        return rows if ascending else self.conform(rows)
+
+
+def _is_empty(twice: pl.Series | None) -> bool:
+    return twice is not None and twice.is_empty()
 
 
 def _repeats(frame: pl.DataFrame, key: Sequence[str]) -> pl.Series | None:

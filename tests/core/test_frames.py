@@ -67,3 +67,14 @@ def test_any_order_is_sorted_and_any_repetition_is_found(keys: list[tuple[Any, .
     order = sorted(given_rows, key=lambda row: (*row[:2], row[2] is not None, row[2] or ""))
     assert found.rows() == order
     assert BOUGHT.conform(found).equals(found)
+
+
+@given(st.lists(st.lists(KEYS, unique=True, max_size=4), max_size=4))
+def test_parts_laid_end_to_end_are_what_all_rows_are(parts: list[list[tuple[Any, ...]]]) -> None:
+    made = [BOUGHT.conform(bought([(*key, 1) for key in keys])) for keys in parts]
+    together = pl.concat([BOUGHT.empty(), *made])
+    if together.select("day", "customer", "pool").is_duplicated().any():
+        with pytest.raises(FrameBroken, match="occurs twice"):
+            BOUGHT.end_to_end(made)
+    else:
+        assert BOUGHT.end_to_end(made).equals(BOUGHT.conform(together))
