@@ -4,6 +4,7 @@ A process of its own, so that the memory is its own: `python -m bench.margin FOL
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from metering.frames.books import PRICES, Books
 from metering.frames.frame import INSTANT, Frame
 from metering.frames.supply import BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, MODELS
 from metering.frames.terms import CONTRACTS, CUSTOMERS, FEES
-from metering.frames.usage import DIMENSIONS, POOL_USAGE, SUMS, Identified
+from metering.frames.usage import DIMENSIONS, POOL_USAGE, SUMS, USAGE, Identified
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
 from metering.periods import DAY, MINUTE, QUARTER, Period, month_start, next_month_start
 
@@ -72,7 +73,10 @@ def synthetic_usage(rows: int, customers: int, period: Period, seed: int = 11) -
     """`rows` distinct USAGE rows of a period, spread evenly over customers, series and quarter hours."""
     generator = np.random.default_rng(seed)
     places = period.minutes // _MINUTES * customers * len(_SERIES)
-    drawn = np.unique(generator.integers(0, places, rows + rows // 5 + 100))
+    assert rows < places, f"{rows} rows do not fit {customers} customers in {period.name}"
+    # so many draws with replacement are expected to meet as many different places
+    draws = int(-places * math.log1p(-rows / places) * 1.02) + 1_000
+    drawn = np.unique(generator.integers(0, places, draws))
     kept = np.sort(generator.permutation(drawn)[:rows])
     assert len(kept) == rows, f"{rows} rows do not fit {customers} customers in {period.name}"
     # sorted by quarter, then series: as they come from the rollups
@@ -236,6 +240,31 @@ def report(folder: Path, customers: int, period: Period) -> Report:
     return Report(rows.height, customers, lines.height, seconds, peak_bytes())
 
 
+def report_by_customer(folder: Path, customers: int, period: Period) -> Report:
+    """As `report`, of one line per customer, product and kind of line; usage is read from the files in runs of days.
+
+    Reading is on the clock, and the memory is that of the whole process, books and all.
+    """
+    series, pool_usage = (pl.read_parquet(folder / name) for name in (_SERIES_FILE, _POOL_USAGE_FILE))
+    stored = pl.scan_parquet(folder / USAGE_FILE)
+    books = synthetic_books(customers)
+
+    def of_span(span: Period) -> Identified:
+        inside = pl.col("quarter_start").is_between(span.start, span.until, closed="left")
+        return Identified(series, stored.filter(inside).collect())
+
+    reset_peak()
+    began = time.perf_counter()
+    found = margin(
+        of_span, pool_usage, books, period, "USD", terms_usage=USAGE.empty(), by=("customer",)
+    ).lines
+    seconds = time.perf_counter() - began
+    rows: int = stored.select(pl.len()).collect().item()
+    requests = stored.select(pl.col("requests").sum()).collect().item()
+    assert found["requests"].sum() == requests, "every request is in a line"
+    return Report(rows, customers, found.height, seconds, peak_bytes())
+
+
 def reset_peak() -> None:
     """Let the peak begin at what is held now (Linux); elsewhere it holds the making of the rollups too."""
     clear = Path("/proc/self/clear_refs")
@@ -257,7 +286,8 @@ def margin_measures(
     progress(f"margin of a {span}: {customers:,} customers, {rows:,} rollup rows")
     with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
         write_rollups(Path(folder), rows, customers, _SPANS[span]())
-        told = Report(**in_child("bench.margin", folder, str(customers), span))
+        kind = "by-customer" if stated else "lines"
+        told = Report(**in_child("bench.margin", folder, str(customers), span, kind))
         summed = {} if stated else in_child("bench.aggregation", folder)
     name = f"{span} margin, {told.customers:,} customers, {told.rows:,} rows"
     peak = mebibytes(told.peak_bytes)
@@ -284,4 +314,5 @@ def in_child(module: str, *arguments: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(report(Path(sys.argv[1]), int(sys.argv[2]), _SPANS[sys.argv[3]]()))))
+    made = {"lines": report, "by-customer": report_by_customer}[sys.argv[4]]
+    print(json.dumps(asdict(made(Path(sys.argv[1]), int(sys.argv[2]), _SPANS[sys.argv[3]]()))))

@@ -19,7 +19,7 @@ from metering.periods import Period, month_start, next_month_start
 from metering.results.margin import MARGIN_LINES
 from metering.settings import Settings
 from metering.store.periods import closes, learned, months_before
-from workers.reports import PROJECT, MarginReport, known, margin_report
+from workers.reports import PROJECT, MarginReport, chosen, known, margin_report
 
 #: What a margin may be asked by beside its columns: when it was served, or when we learned of it.
 SERVICE: Final = "service"
@@ -42,7 +42,7 @@ def margin_by(
         raise BadInput("--by names both posted and project; projects are told by service: leave posted out")
     if POSTED in words:
         return read_posted(connection, settings, period, as_of).by(about)
-    return margin_report(connection, settings, period, as_of, projects=PROJECT in words).by(about)
+    return margin_report(connection, settings, period, as_of, by=chosen(about)).by(about)
 
 
 def read_posted(

@@ -1,6 +1,6 @@
 """Reports: one snapshot is read (knowledge, books, usage), the core computes, and a report is laid out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -84,15 +84,22 @@ class Recorded:
     terms_usage: pl.DataFrame
 
 
-def recorded(connection: Connection, books: Books, provenance: Provenance, *, terms: bool = True) -> Recorded:
+def recorded(
+    connection: Connection,
+    books: Books,
+    provenance: Provenance,
+    *,
+    terms: bool = True,
+    usage_too: bool = True,
+) -> Recorded:
     """Read the usage of a report's cut, and for pools whose idle goes by burn that of its months so far.
 
     Usage per customer and minute is read only of pools in which somebody is entitled to units. terms: also what
-    contracts under terms reach into.
+    contracts under terms reach into. usage_too: False for who reads that of the cut himself, by and by.
     """
     cut, as_of = provenance.cut, provenance.watermark_id
     months = reach(books, cut, provenance.complete_until)
-    usage = [read_usage_by_series(connection, cut.start, cut.until, as_of)]
+    usage = [read_usage_by_series(connection, cut.start, cut.until if usage_too else cut.start, as_of)]
     pool_usage = [read_pool_usage(connection, cut.start, cut.until, as_of)]
     pools = pools_by_burn(books)
     for start, until in ((months.start, cut.start), (cut.until, months.until)):
@@ -131,15 +138,16 @@ def margin_report(
     period: Period,
     as_of: int | None = None,
     *,
-    projects: bool = False,
+    by: Collection[str] | None = None,
 ) -> "MarginReport":
     """Read usage of the period up to its cut and compute its margin lines.
 
     `connection` is one snapshot (store.postgres.reading); as_of None: live, the open interval included.
-    projects: lines are told by project too, which reads usage by the minute.
+    by: what the report will be asked for, None for all but projects: these read usage by the minute.
     """
     provenance, books = known(connection, settings, period, as_of)
-    computed = margin_of(connection, settings, books, provenance, projects=projects)
+    projects = by is not None and PROJECT in by
+    computed = margin_of(connection, settings, books, provenance, projects=projects, by=by)
     return MarginReport(provenance, books, settings.reporting_currency, computed)
 
 
@@ -151,18 +159,23 @@ def margin_of(
     *,
     projects: bool = False,
     of_terms: Earned | None = None,
+    by: Collection[str] | None = None,
 ) -> Margin:
     """The margin of a report's cut under some books: those in force, or those of another catalog.
 
-    of_terms: what contracts under terms earned in a time that holds the cut, where that is known already.
+    of_terms: what contracts under terms earned in a time that holds the cut, where that is known already. by: what
+    the lines are asked for, None for all. Usage is read in runs of days, unless a pool's idle goes by burn.
     """
-    read = recorded(connection, books, provenance, terms=of_terms is None)
-    cut = provenance.cut
-    by_project = (
-        read_project_usage(connection, cut.start, cut.until, provenance.watermark_id) if projects else None
-    )
+    cut, as_of = provenance.cut, provenance.watermark_id
+    whole = bool(pools_by_burn(books))
+    read = recorded(connection, books, provenance, terms=of_terms is None, usage_too=whole)
+
+    def of_span(span: Period) -> Identified:
+        return read_usage_by_series(connection, span.start, span.until, as_of)
+
+    by_project = read_project_usage(connection, cut.start, cut.until, as_of) if projects else None
     return margin(
-        read.usage,
+        read.usage if whole else of_span,
         read.pool_usage,
         books,
         provenance.cut,
@@ -172,6 +185,7 @@ def margin_of(
         project_usage=by_project,
         of_terms=of_terms,
         complete_until=provenance.complete_until,
+        by=by,
     )
 
 
@@ -206,6 +220,11 @@ def capacity_report(
     return CapacityReport(provenance, books, settings.reporting_currency, used, pool, usage, customers)
 
 
+def chosen(text: str | None) -> tuple[str, ...]:
+    """The columns that `--by` of a margin report names."""
+    return choose_by(text, (*MARGIN_BY, PROJECT), ("customer",), "margin")
+
+
 @dataclass(frozen=True)
 class MarginReport:
     """The margin of a period: `computed.lines` and `.unrated`, from which every table of it is summed."""
@@ -227,7 +246,7 @@ class MarginReport:
 
     def by(self, text: str | None = None, name: str = "margin") -> Report:
         """The margin by the columns of `--by` (default customer), with the company's total."""
-        by = choose_by(text, (*MARGIN_BY, PROJECT), ("customer",), "margin")
+        by = chosen(text)
         rows = _with_token_totals(summarise(self.computed.lines, by, self.books, self.provenance.cut.until))
         total = _with_token_totals(summarise(self.computed.lines, [], self.books))
         described = [column for column in _WHO if column in rows.columns and column not in by]

@@ -83,7 +83,13 @@ def plans(
     """The customers of every plan in tenths by what they cost: margin of each, and how many lose money."""
     from workers import reports
 
-    _run(period, as_of, form, output, lambda c, s, p, w: reports.margin_report(c, s, p, w).plans())
+    _run(
+        period,
+        as_of,
+        form,
+        output,
+        lambda c, s, p, w: reports.margin_report(c, s, p, w, by=("plan",)).plans(),
+    )
 
 
 @app.command()
@@ -247,7 +253,13 @@ def unrated(
     """Usage that no price, cost, contract or capacity in force could be found for."""
     from workers import reports
 
-    _run(period, as_of, form, output, lambda c, s, p, w: reports.margin_report(c, s, p, w).unrated_by(by))
+    _run(
+        period,
+        as_of,
+        form,
+        output,
+        lambda c, s, p, w: reports.margin_report(c, s, p, w, by=()).unrated_by(by),
+    )
 
 
 @app.command()

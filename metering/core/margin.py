@@ -1,8 +1,9 @@
 """Margin: what each customer paid less what it cost us, line by line; the lines add up to the company."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Final, NamedTuple
 
 import polars as pl
@@ -18,13 +19,17 @@ from metering.core.projects import project_shares
 from metering.core.rating import charged_sums
 from metering.core.revenue import Earned, earned, under_terms
 from metering.core.series import identify, known_usage
+from metering.core.summary import told_by
 from metering.frames.books import Books
-from metering.frames.frame import SUM
+from metering.frames.frame import SUM, Frame
 from metering.frames.usage import DIMENSIONS, USAGE, Identified
 from metering.money import from_quanta, refuse_beyond, to_quanta
-from metering.periods import Period
+from metering.periods import DAY, Period
 from metering.results.margin import MARGIN_LINES, PROJECT_LINES
 from metering.results.rates import UNRATED
+
+#: Rows of usage and fees that are in memory at once, where usage is read by and by.
+ROWS_IN_MEMORY: Final = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Margin:
 
 
 def margin(
-    usage: pl.DataFrame | Identified,
+    usage: pl.DataFrame | Identified | Callable[[Period], Identified],
     pool_usage: pl.DataFrame,
     books: Books,
     period: Period,
@@ -62,12 +67,15 @@ def margin(
     project_usage: pl.DataFrame | None = None,
     of_terms: Earned | None = None,
     complete_until: datetime | None = None,
+    by: Collection[str] | None = None,
 ) -> Margin:
     """Revenue and cost of a period as the finest margin lines, and what could not be rated.
 
-    usage: frames.USAGE, or that by series; pool_usage: frames.POOL_USAGE, both of at least the period (where a
-    pool's idle goes by burn: of its whole months, core.costs.reach); pool_customer_usage: frames.POOL_CUSTOMER_USAGE
-    of pools with entitlements; terms_usage: frames.USAGE of core.revenue.reach (None: `usage` holds it). Other
+    usage: frames.USAGE, or that by series, or what reads that of a span, so that never all of it is in memory (not
+    where a pool's idle goes by burn; and terms_usage has to be given); pool_usage: frames.POOL_USAGE, both of at
+    least the period (where a pool's idle goes by burn: of its whole months, core.costs.reach); pool_customer_usage:
+    frames.POOL_CUSTOMER_USAGE of pools with entitlements; terms_usage: frames.USAGE of core.revenue.reach (None:
+    `usage` holds it). Other
     rows are ignored, rows of one key may be split. period: an open one already cut at `complete_until`, which may
     lie after the period. revenue = gross - discounts + fees + top-ups + overage premium + shortfall + breakage - promotional
     credits; what contracts under terms earn is core.revenue's, all else quantity x unit price. `cost` is on the
@@ -84,10 +92,12 @@ def margin(
     project_usage: frames.PROJECT_USAGE of at least the period; then the lines are results.PROJECT_LINES: what
     they say of usage is attributed to projects (core.projects) per series and UTC day, or per slice of a day in
     which books change, and the projects of a line sum to the line without them, exactly.
+    by: what of results.MARGIN_BY (and project) the lines are asked for, None for all: what nothing asks for is
+    summed up while it is computed (core.summary.told_by), so that memory does not grow with the days.
     """
-    known = known_usage(usage)
+    whole = known_usage(USAGE.empty() if callable(usage) else usage)
     made = supply(
-        known,
+        whole,
         pool_usage,
         books,
         period,
@@ -96,27 +106,47 @@ def margin(
     )
     by_terms = of_terms
     if by_terms is None:
-        used = _under_terms(known, books) if terms_usage is None else terms_usage
+        assert terms_usage is not None or not callable(usage), (
+            "usage that is read by and by is never all there"
+        )
+        used = _under_terms(whole, books) if terms_usage is None else terms_usage
         known_until = period.until if complete_until is None else complete_until
         by_terms = earned(used.select(*USAGE.columns), books, period, known_until)
-    fees = _fees(books, made.cut)
     shape = MARGIN_LINES if project_usage is None else PROJECT_LINES
-    done = by_parts(
-        known,
-        made,
-        books,
-        lambda part: _part(part, books, by_terms, fees, reporting_currency, project_usage),
-    )
-    unrated = pl.concat([UNRATED.empty(), *(each.unrated for each in done), _unrated_spill(made.capacity)])
+    done = _Done(shape.empty(), UNRATED.empty(), _NO_RATES)
+    for run, known in _runs(made, usage, books) if callable(usage) else [(made, whole)]:
+        fees = _fees(books, run.cut)
+        part = partial(_part, books, by_terms, fees, reporting_currency, project_usage, by)
+        done = _together(shape, by, [done, *by_parts(known, run, books, part)])
+        # the next run is read without this one in memory
+        del known
+    unrated = pl.concat([done.unrated, _unrated_spill(made.capacity)])
     return Margin(
         period,
         reporting_currency,
-        shape.end_to_end([each.lines for each in done]),
+        done.lines,
         UNRATED.conform(unrated),
         made,
         by_terms,
-        _rates_used([each.rates for each in done], reporting_currency),
+        _rates_used(done.rates, reporting_currency),
     )
+
+
+def _runs(
+    made: Supply, usage: Callable[[Period], Identified], books: Books
+) -> Iterator[tuple[Supply, Identified]]:
+    """The supply in runs of whole days, each with its usage, of about ROWS_IN_MEMORY rows and fees."""
+    start, days = made.period.start, 1
+    while start < made.period.until:
+        midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
+        until = min(midnight + days * DAY, made.period.until)
+        run = replace(made.period, start=start, until=until)
+        known = usage(run)
+        a_day = max(1, known.rows.height // days + books.fees.height)
+        inside = pl.col("slice_start").is_between(start, until, closed="left")
+        yield replace(made, period=run, cut=made.cut.filter(inside)), known
+        del known
+        start, days = until, max(1, min(8 * days, ROWS_IN_MEMORY // a_day))
 
 
 def _under_terms(known: Identified, books: Books) -> pl.DataFrame:
@@ -131,11 +161,10 @@ class _Done(NamedTuple):
     rates: pl.DataFrame
 
 
-def _rates_used(found: Sequence[pl.DataFrame], into: str) -> pl.DataFrame:
+def _rates_used(found: pl.DataFrame, into: str) -> pl.DataFrame:
     average = pl.col("month_average")
     return (
-        pl.concat([_NO_RATES, *(each.select(_NO_RATES.columns) for each in found)])
-        .filter((pl.col("currency") != into) & average.is_not_null())
+        found.filter((pl.col("currency") != into) & average.is_not_null())
         .group_by("currency")
         .agg(average.min().alias("lowest"), average.max().alias("highest"), pl.col("rate_estimated").any())
         .sort("currency")
@@ -148,13 +177,24 @@ def _fees(books: Books, cut: pl.DataFrame) -> pl.DataFrame:
     return flow(fees.with_columns(quanta), line="fee", side="fee", into="fee")
 
 
+def _together(shape: Frame, by: Collection[str] | None, done: Sequence[_Done]) -> _Done:
+    """What was done of parts that follow one another, as one."""
+    lines = [each.lines for each in done]
+    return _Done(
+        shape.end_to_end(lines) if by is None else told_by(pl.concat(lines), by),
+        pl.concat([each.unrated for each in done]),
+        pl.concat([each.rates.select(_NO_RATES.columns) for each in done]).unique(),
+    )
+
+
 def _part(
-    part: Part,
     books: Books,
     by_terms: Earned,
     fees: pl.DataFrame,
     reporting_currency: str,
     project_usage: pl.DataFrame | None,
+    by: Collection[str] | None,
+    part: Part,
 ) -> _Done:
     charged, uncharged = charged_sums(plain(part.sliced, books), books)
     start, until = part.cut["slice_start"].min(), part.cut["slice_until"].max()
@@ -197,7 +237,7 @@ def _part(
     lines = lines_of(part, flows, books, found, reporting_currency, shares)
     shape = MARGIN_LINES if shares is None else PROJECT_LINES
     unrated = _unrated(flows.filter(pl.col("reason").is_not_null()), part.known.series)
-    return _Done(shape.conform(lines), unrated, found)
+    return _Done(shape.conform(lines) if by is None else told_by(lines, by), unrated, found)
 
 
 _NO_RATES: Final = pl.DataFrame(

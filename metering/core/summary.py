@@ -1,6 +1,6 @@
 """The margin summed by what a reader asks, and held against the floors of contracts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -13,11 +13,40 @@ from metering.errors import BadInput
 from metering.frames.books import Books
 from metering.frames.frame import INSTANT, SUM
 from metering.money import ratio, refuse_beyond, to_quanta
-from metering.results.margin import MARGIN_BY, margin_frame
+from metering.results.margin import MARGIN_BY, MARGIN_LINES, PROJECT_LINES, margin_frame
 
 _SPAN: Final = ("effective_from", "effective_until")
 #: A row by some of these with `customer` is all of a customer, so that its contract's floor applies.
 _WHOLE_CUSTOMERS: Final = frozenset({"customer", "kind", "segment", "day"})
+#: What a report says beneath its table tells these apart, whatever the table is by: whose loss it is, and of what.
+_ALWAYS: Final = frozenset({"line", "customer", "kind", "product"})
+
+
+def told_by(lines: pl.DataFrame, by: Collection[str]) -> pl.DataFrame:
+    """Margin lines summed over all that neither `by` nor _ALWAYS names, null in their rows, the day that of the last.
+
+    lines: results.MARGIN_LINES or PROJECT_LINES, or those of several periods that do not overlap, one after the
+    other; the same frame comes back. Whatever is summed by columns that are still told is the same to the quantum.
+    """
+    shape = PROJECT_LINES if "project" in lines.columns else MARGIN_LINES
+    kept = [name for name in shape.key if name in by or name in _ALWAYS]
+
+    def summed(name: str) -> pl.Expr:
+        column = pl.col(name)
+        if name in kept:
+            return column
+        if name in shape.key:
+            return column.max() if name == "day" else pl.lit(None, dtype=shape.columns[name]).alias(name)
+        if shape.columns[name] == pl.Boolean:
+            return column.any()
+        if name == "currency":
+            return column.first()
+        if name in shape.nullable:
+            return pl.when(column.null_count() == 0).then(column.sum()).alias(name)
+        return column.sum()
+
+    rows = lines.group_by(kept).agg(summed(name) for name in shape.columns if name not in kept)
+    return shape.conform(rows)
 
 
 def summarise(

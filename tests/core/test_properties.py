@@ -20,10 +20,10 @@ from metering.core.rating import (
 )
 from metering.core.recognition import recognised
 from metering.core.series import known_usage, united
-from metering.core.summary import summarise
+from metering.core.summary import summarise, told_by
 from metering.frames.books import Books
 from metering.frames.frame import SUM
-from metering.frames.usage import DIMENSIONS, SUMS, Identified
+from metering.frames.usage import DIMENSIONS, SUMS, USAGE, Identified
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import QUARTER, Period
@@ -206,6 +206,28 @@ def test_every_breakdown_sums_to_the_company(world, by):
         if dtype == pl.Int128 or name in {*AMOUNTS, "margin", "margin_loaded"} - {*NULL_WINS}
     ]
     assert parts.select(pl.col(sums).sum()).rows() == company.select(pl.col(sums).sum()).rows()
+
+
+@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
+@given(worlds(), st.lists(st.sampled_from(tuple(LINE_KEY)), unique=True, max_size=4))
+def test_what_is_read_and_summed_by_and_by_is_what_all_at_once_is(world, by):
+    spans = []
+
+    def read(span: Period) -> Identified:
+        spans.append(span)
+        inside = pl.col("quarter_start").is_between(span.start, span.until, closed="left")
+        return known_usage(world.usage.filter(inside))
+
+    whole = run(world)
+    given = (read, world.pool_usage, world.books, PERIOD, "USD")
+    lines = margin(*given, terms_usage=USAGE.empty()).lines
+    assert lines.equals(whole.lines)
+    assert len(spans) > 1
+    some = margin(*given, terms_usage=USAGE.empty(), by=by)
+    assert some.lines.equals(told_by(whole.lines, by))
+    assert some.unrated.equals(whole.unrated)
+    assert some.rates.equals(whole.rates)
+    assert summarise(some.lines, by, world.books).equals(summarise(whole.lines, by, world.books))
 
 
 @relaxed
