@@ -33,11 +33,6 @@ TERMS: Final = (
     "fx",
     "other",
 )
-#: What each period's cells may be of beside charges and costs.
-OTHER_REVENUE: Final = (
-    *("fee", "top_up", "overage_premium", "shortfall", "breakage", "promotional_credit"),
-    "other_revenue",
-)
 _ON_COST: Final = tuple(name for name in CHARGED_ON_COST.key if name not in ("customer", "place"))
 _ON_COST_TERMS: Final = ("volume", "mix", "price", "discounts", "supplier_price", "utilization", "fx")
 _ONE: Final = 10**12

@@ -26,9 +26,7 @@ from metering.periods import DAY, Period
 from metering.tree import MONEY_PER, RATIO_PER, Node, grouped, total
 
 Row = Mapping[str, Any]
-#: Columns of a commitment that may be asked for: (sign, column) of those that are sums of others, once it has ended or
-#: not.
-_LEFT: Final = ((1, "committed"), (-1, "drawn"), (-1, "rolled_over"))
+#: Columns of a commitment that may be asked for.
 CONTRACT_COLUMNS: Final = (
     *("committed", "drawn", "remaining", "rolled_over", "overage", "shortfall", "pace_ratio"),
     *("run_rate_per_day", "projected", "shortfall_projected", "shortfall_fee"),
