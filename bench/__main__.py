@@ -244,9 +244,8 @@ def main(given: Sequence[str] | None = None) -> None:
             10 * scale.margin_rows, scale.margin_customers, say, stated=True
         )
     if "margin-million" in parts:
-        # the lines of a month are those of its days: one of them, with its share of the rows
         results.measures += margin.margin_measures(
-            scale.margin_rows // 31, 100 * scale.margin_customers, say, of_a_day=True, stated=True
+            scale.margin_rows, 100 * scale.margin_customers, say, stated=True
         )
     if "capacity" in parts:
         results.measures += capacity.capacity_measures(scale.pools, scale.entitled_customers, say)

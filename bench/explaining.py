@@ -36,7 +36,7 @@ def explain_measures(rows: int, customers: int, progress: Progress) -> list[Meas
     of_pool = minutes.filter(pl.col("minute").dt.truncate("15m").is_in(quarters))
     found = []
     for column, read, pool_usage in (("charge", mine, minutes.clear()), ("margin", beside, of_pool)):
-        told = Identified(usage.series, read).told(USAGE)
+        told = Identified(usage.series, read)
         known = books_of(books, whose)
         if pool_usage.is_empty():
             nothing = {
@@ -44,7 +44,7 @@ def explain_measures(rows: int, customers: int, progress: Progress) -> list[Meas
             }
             known = replace(known, **nothing)
         began = time.perf_counter()
-        made = margin(told, pool_usage, known, month(), "USD")
+        made = margin(told, pool_usage, known, month(), "USD", terms_usage=USAGE.empty(), customer=whose)
         tree = explain_margin(told, made, known, Cell({"customer": whose}, column), _place)
         seconds = time.perf_counter() - began
         assert _nodes(tree) > 1, "what a customer used has parts"

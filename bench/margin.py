@@ -26,7 +26,7 @@ from metering.frames.supply import BURNDOWN, CAPACITY_FEES, CAPACITY_STEPS, MODE
 from metering.frames.terms import CONTRACTS, CUSTOMERS, FEES
 from metering.frames.usage import DIMENSIONS, POOL_USAGE, SUMS, USAGE, Identified
 from metering.meters import CONTEXT_BREAKPOINTS, METERS
-from metering.periods import DAY, MINUTE, QUARTER, Period, month_start, next_month_start
+from metering.periods import MINUTE, QUARTER, Period, month_start, next_month_start
 
 SECONDS_MAX: Final = 5.0
 MEBIBYTES_MAX: Final = 2_048
@@ -61,12 +61,6 @@ class Report:
 def month() -> Period:
     """The month of the report."""
     return Period(f"{_MONTH:%Y-%m}", month_start(_MONTH), next_month_start(_MONTH))
-
-
-def first_day() -> Period:
-    """The first day of that month."""
-    start = month().start
-    return Period(f"{_MONTH:%Y-%m-%d}", start, start + DAY)
 
 
 def synthetic_usage(rows: int, customers: int, period: Period, seed: int = 11) -> Identified:
@@ -148,7 +142,7 @@ def pool_usage_of(usage: Identified) -> pl.DataFrame:
 def synthetic_books(customers: int) -> Books:
     """Customers with a contract and a monthly fee each, one price book, one cost book, one pool."""
     since = datetime(2026, 1, 1, tzinfo=UTC)
-    names = _names(customers)
+    names = _names(customers).with_columns(("contract-" + pl.col("customer")).alias("contract"))
     tokens = [name for name in METERS if name != "accelerator_ms"]
     grid = pl.DataFrame({"item": _PRODUCTS}).join(_breakpoints(), how="cross")
     prices = grid.join(pl.DataFrame({"meter": tokens}), how="cross")
@@ -162,7 +156,6 @@ def synthetic_books(customers: int) -> Books:
             names,
             CONTRACTS,
             **span,
-            contract="c",
             price_book="standard",
             margin_floor_ratio="0.2",
             floor_basis="usage",
@@ -171,7 +164,6 @@ def synthetic_books(customers: int) -> Books:
             names,
             FEES,
             **span,
-            contract="c",
             fee="plan",
             kind="plan",
             amount="500",
@@ -272,24 +264,18 @@ def reset_peak() -> None:
         clear.write_text("5")
 
 
-_SPANS: Final = {"month": month, "day": first_day}
-
-
-def margin_measures(
-    rows: int, customers: int, progress: Progress, *, of_a_day: bool = False, stated: bool = False
-) -> list[Measure]:
+def margin_measures(rows: int, customers: int, progress: Progress, *, stated: bool = False) -> list[Measure]:
     """The report, and the aggregation beside DuckDB's, in processes of their own, from files.
 
-    Goals hold for 10,000 customers and 5 million rollup rows of a month; stated: the report alone, without one.
+    Goals hold for 10,000 customers and 5 million rollup rows of a month; stated: the report by customer alone, without one.
     """
-    span = "day" if of_a_day else "month"
-    progress(f"margin of a {span}: {customers:,} customers, {rows:,} rollup rows")
+    progress(f"margin of a month: {customers:,} customers, {rows:,} rollup rows")
     with tempfile.TemporaryDirectory(prefix="metering-bench-") as folder:
-        write_rollups(Path(folder), rows, customers, _SPANS[span]())
+        write_rollups(Path(folder), rows, customers, month())
         kind = "by-customer" if stated else "lines"
-        told = Report(**in_child("bench.margin", folder, str(customers), span, kind))
+        told = Report(**in_child("bench.margin", folder, str(customers), kind))
         summed = {} if stated else in_child("bench.aggregation", folder)
-    name = f"{span} margin, {told.customers:,} customers, {told.rows:,} rows"
+    name = f"month margin, {told.customers:,} customers, {told.rows:,} rows"
     peak = mebibytes(told.peak_bytes)
     if stated:
         return [Measure(name, told.seconds, "s"), Measure(f"{name}: peak memory", peak, "MiB")]
@@ -314,5 +300,5 @@ def in_child(module: str, *arguments: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    made = {"lines": report, "by-customer": report_by_customer}[sys.argv[4]]
-    print(json.dumps(asdict(made(Path(sys.argv[1]), int(sys.argv[2]), _SPANS[sys.argv[3]]()))))
+    made = {"lines": report, "by-customer": report_by_customer}[sys.argv[3]]
+    print(json.dumps(asdict(made(Path(sys.argv[1]), int(sys.argv[2]), month()))))

@@ -25,13 +25,14 @@ from metering.core.explain_words import Place
 from metering.core.flows import carve_outs
 from metering.core.limits import limit_windows
 from metering.core.margin import Margin, margin
+from metering.core.series import known_usage, united
 from metering.core.shares import customer_shares
 from metering.core.standing import balances, contract_standing
 from metering.core.windows import pool_costs
 from metering.delivery.report import Provenance
 from metering.errors import BadInput
 from metering.frames.books import Books
-from metering.frames.usage import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE
+from metering.frames.usage import DIMENSIONS, POOL_CUSTOMER_USAGE, POOL_USAGE, USAGE, Identified
 from metering.meters import METERS
 from metering.periods import Period, parse_period
 from metering.results.capacity import CAPACITY_CUSTOMERS
@@ -43,7 +44,7 @@ from metering.store.origins import read_origins
 from metering.store.rollups import (
     read_pool_customer_usage,
     read_pool_usage,
-    read_usage,
+    read_usage_by_series,
     read_usage_of,
 )
 from metering.tree import Node, total
@@ -169,12 +170,12 @@ def _computed(
     books: Books,
     where: Mapping[str, str | None],
     column: str,
-) -> tuple[pl.DataFrame, Margin]:
+) -> tuple[Identified, Margin]:
     """The margin of what the cell needs: (usage, margin)."""
     cut, as_of = provenance.cut, provenance.watermark_id
     customer = where.get("customer")
     pools: list[str] | None = None  # all
-    mine = USAGE.empty()
+    mine = known_usage(USAGE.empty())
     if customer is not None and column not in _MOVED:
         mine = read_usage_of(connection, cut.start, cut.until, as_of, [customer])
         # a charge that is a ratio of our cost hangs on the pools too
@@ -184,7 +185,7 @@ def _computed(
         pools = []
     if pools is None:
         months = reach(books, cut, provenance.complete_until)
-        read = read_usage(connection, months.start, months.until, as_of)
+        read = read_usage_by_series(connection, months.start, months.until, as_of)
         by_minute = read_pool_usage(connection, months.start, months.until, as_of)
         by_customer = read_pool_customer_usage(connection, cut.start, cut.until, as_of)
         used = books
@@ -193,10 +194,14 @@ def _computed(
         read, by_minute, by_customer = mine, POOL_USAGE.empty(), POOL_CUSTOMER_USAGE.empty()
         if pools:
             # what a pool costs is shared quarter hour by quarter hour: others count where the customer used it
-            quarters = mine.filter(pl.col("pool").is_in(pools))["quarter_start"].unique().sort().to_list()
+            pooled = mine.series.filter(pl.col("pool").is_in(pools))["series_id"].implode()
+            met = mine.rows.filter(pl.col("series_id").is_in(pooled))["quarter_start"]
+            quarters = met.unique().sort().to_list()
             span = (cut.start, cut.until, as_of, pools)
-            beside = read_usage(connection, *span, quarters=quarters).filter(pl.col("customer") != customer)
-            read = pl.concat([mine, beside])
+            beside = read_usage_by_series(connection, *span, quarters=quarters)
+            others = beside.series.filter(pl.col("customer") != customer)
+            rows = beside.rows.filter(pl.col("series_id").is_in(others["series_id"].implode()))
+            read = united([read, Identified(others, rows)])
             by_minute = read_pool_usage(connection, *span, quarters=quarters)
     computed = margin(
         read,
@@ -207,12 +212,13 @@ def _computed(
         pool_customer_usage=by_customer,
         terms_usage=usage_of_terms(connection, used, provenance, customer),
         complete_until=provenance.complete_until,
+        customer=customer,
     )
     return read, computed
 
 
-def _pools_of(usage: pl.DataFrame) -> list[str]:
-    return usage.filter(pl.col("ran_on") == "pool")["pool"].drop_nulls().unique().sort().to_list()
+def _pools_of(usage: Identified) -> list[str]:
+    return usage.series.filter(pl.col("ran_on") == "pool")["pool"].drop_nulls().unique().sort().to_list()
 
 
 def _of_pools(books: Books, pools: Sequence[str]) -> Books:

@@ -13,7 +13,7 @@ from metering.core.capacity import capacity, summarise_capacity
 from metering.core.costs import usage_basis
 from metering.core.margin import margin
 from metering.core.revenue import reach
-from metering.core.series import known_usage, united
+from metering.core.series import united
 from metering.delivery.now_page import Fact, NowPage, Section, State, ago, seconds_instant
 from metering.delivery.report import Column, Kind
 from metering.errors import MeteringError
@@ -339,8 +339,10 @@ def _unrated_today(connection: Connection, settings: Settings, books: Books, at:
     usage = [read_usage_by_series(connection, today.start, today.until, None)]
     booked = books.commitments.filter(pl.col("overage_book").is_not_null())["customer"].unique()
     drew = reach(books, today, today.until).filter(pl.col("customer").is_in(booked.implode()))
-    for customer, since, _ in drew.filter(pl.col("effective_from") < start).iter_rows():
-        usage.append(known_usage(read_usage_of(connection, since, start, None, [customer])))
+    earlier = drew.filter(pl.col("effective_from") < start).sort("effective_from", "customer")
+    for (since,), group in earlier.group_by("effective_from", maintain_order=True):
+        assert isinstance(since, datetime)
+        usage.append(read_usage_of(connection, since, start, None, group["customer"].to_list()))
     pool_usage = read_pool_usage(connection, today.start, today.until, None)
     done = margin(united(usage), pool_usage, usage_basis(books), today, settings.reporting_currency)
     return done.unrated

@@ -128,7 +128,7 @@ def usage_of_terms(
         assert isinstance(start, datetime)
         assert isinstance(until, datetime)
         customers = group["customer"].to_list()
-        rows.append(read_usage_of(connection, start, until, provenance.watermark_id, customers))
+        rows.append(read_usage_of(connection, start, until, provenance.watermark_id, customers).told(USAGE))
     return pl.concat(rows)
 
 

@@ -31,7 +31,7 @@ def read_reached(connection: Connection, reached: pl.DataFrame, as_of: int | Non
     """frames.USAGE of customers, each over its own span (core.revenue.REACH)."""
     spans = reached.group_by("effective_from", "effective_until").agg(pl.col("customer").sort())
     parts = [
-        read_usage_of(connection, start, until, as_of, customers)
+        read_usage_of(connection, start, until, as_of, customers).told(USAGE)
         for start, until, customers in spans.sort("effective_from", "effective_until").iter_rows()
     ]
     return pl.concat([USAGE.empty(), *parts])

@@ -71,10 +71,14 @@ class Supply:
 
 @dataclass(frozen=True)
 class Part:
-    """A run of days: its slices, usage by series (`known`), usage summed by slice, and the flows of cost."""
+    """A run of days: its slices, usage by series (`known`), usage summed by slice, and the flows of cost.
+
+    burned: usage by the same series that shares pools with it; more than `known` where one customer is looked at.
+    """
 
     cut: pl.DataFrame
     known: Identified
+    burned: Identified
     sliced: pl.DataFrame
     flows: pl.DataFrame
 
@@ -304,12 +308,17 @@ _T = TypeVar("_T")
 
 
 def by_parts(
-    usage: pl.DataFrame | Identified, made: Supply, books: Books, done: Callable[[Part], _T]
+    usage: pl.DataFrame | Identified,
+    made: Supply,
+    books: Books,
+    done: Callable[[Part], _T],
+    *,
+    customer: str | None = None,
 ) -> list[_T]:
     """What `done` makes of each part of the period, in the order of time.
 
     A part is a run of whole UTC days of about ROWS_AT_ONCE rows: parts add up, need less memory, and do not wait
-    for each other.
+    for each other. customer: parts are of this one alone, its share of pools being what it is among all.
     """
     known = known_usage(usage)
     known = Identified(known.series, _within(known.rows, made.period))
@@ -317,9 +326,9 @@ def by_parts(
     spans = _spans(known.rows, made.period)
     at_once = min(RUNS_AT_ONCE, pl.thread_pool_size(), len(spans))
     if at_once < 2:
-        return [done(_part(_of(known, span), made, books, span)) for span in spans]
+        return [done(_part(_of(known, span), made, books, span, customer)) for span in spans]
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda span: done(_part(_of(known, span), made, books, span)), spans))
+        return list(pool.map(lambda span: done(_part(_of(known, span), made, books, span, customer)), spans))
 
 
 def _of(known: Identified, span: Period) -> Identified:
@@ -368,12 +377,13 @@ def _refuse_beyond_exact(known: Identified) -> None:
             )
 
 
-def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
+def _part(known: Identified, made: Supply, books: Books, span: Period, customer: str | None) -> Part:
     def inside(name: str) -> pl.Expr:
         return pl.col(name).is_between(span.start, span.until, closed="left")
 
     cut = made.cut.filter(inside("slice_start"))
-    known = Identified(known.series, with_slice(known.rows, cut, at="quarter_start"))
+    burned = Identified(known.series, with_slice(known.rows, cut, at="quarter_start"))
+    known = burned if customer is None else _of_customer(burned, customer)
     sliced = (
         summed(known.rows)
         .join(known.series, on="series_id", validate="m:1")
@@ -390,7 +400,7 @@ def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
         amounts(bought, "on_demand_price"),
         gaps(uncosted, "cost"),
         *pool_flows(
-            known,
+            burned,
             made.capacity.utilization.filter(inside("minute")),
             made.pool_cost.filter(inside("quarter_start")),
             books,
@@ -400,7 +410,16 @@ def _part(known: Identified, made: Supply, books: Books, span: Period) -> Part:
         flow(carried, line="usage", side="cost", into="idle_share"),
         made.moved.filter(inside("slice_start")),
     ]
-    return Part(cut, known, sliced, pl.concat(flows))
+    told = pl.concat(flows)
+    if customer is not None:
+        of_series = pl.col("series_id").is_in(known.series["series_id"].implode())
+        told = told.filter(of_series | pl.col("series_id").is_null())
+    return Part(cut, known, burned, sliced, told)
+
+
+def _of_customer(known: Identified, customer: str) -> Identified:
+    series = known.series.filter(pl.col("customer") == customer)
+    return Identified(series, known.rows.filter(pl.col("series_id").is_in(series["series_id"].implode())))
 
 
 def summed(rows: pl.DataFrame) -> pl.DataFrame:

@@ -20,6 +20,7 @@ from metering.core.rating import charges, on_demand_costs
 from metering.errors import BadInput
 from metering.frames.books import Books
 from metering.frames.frame import SUM
+from metering.frames.usage import Identified
 from metering.meters import METERS
 from metering.money import to_quanta
 from metering.periods import DAY
@@ -102,7 +103,9 @@ def books_of(books: Books, customer: str) -> Books:
     )
 
 
-def explain_margin(usage: pl.DataFrame, made: Margin, books: Books, cell: Cell, place: Place) -> Node:
+def explain_margin(
+    usage: pl.DataFrame | Identified, made: Margin, books: Books, cell: Cell, place: Place
+) -> Node:
     """The tree of a cell: its root is the report's amount, each node the sum of its children, to the quantum.
 
     usage: what `made` was computed from. Both may be of the cell's customer and of the pools that it used alone. A
@@ -125,7 +128,7 @@ def _said(where: Mapping[str, Any]) -> str:
 
 @dataclass
 class _Explained:
-    usage: pl.DataFrame
+    usage: pl.DataFrame | Identified
     made: Margin
     books: Books
     cell: Cell
@@ -133,9 +136,17 @@ class _Explained:
     lines: pl.DataFrame
     _parts: list[Part] | None = None
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> Sequence[Part]:
+        if self.made.parts:
+            return self.made.parts
         if self._parts is None:
-            self._parts = by_parts(self.usage, self.made.supply, self.books, lambda part: part)
+            self._parts = by_parts(
+                self.usage,
+                self.made.supply,
+                self.books,
+                lambda part: part,
+                customer=self.cell.where.get("customer"),
+            )
         return self._parts
 
     def node(self, column: str) -> Node:

@@ -105,13 +105,15 @@ def _pool_leaf(currency: str) -> Callable[[Mapping[str, Any]], Node]:
 def served_rows(parts: Iterable[Part], made: Margin, books: Books) -> Iterator[pl.DataFrame]:
     """Shares of what pools served, by series and quarter hour: POOL_ROWS of the line `usage`, with dimensions."""
     for part in parts:
-        series = part.known.series.filter(
+        series = part.burned.series.filter(
             in_pool(pl.col("ran_on"), pl.col("counts_for")) & pl.col("pool").is_not_null()
         )
         series = series.filter(~pl.col("pool").is_in(carve_outs(books).implode()))
         weighed, served, whole = shares(part, series, made, books)
+        mine = part.known.series["series_id"].implode()
         yield (
-            served.join(weighed, on=["quarter_start", "series_id", "dimension"], validate="m:1")
+            served.filter(pl.col("series_id").is_in(mine))
+            .join(weighed, on=["quarter_start", "series_id", "dimension"], validate="m:1")
             .join(whole, on=["pool", "dimension", "quarter_start", "currency"], validate="m:1")
             .join(
                 part.known.rows.select("quarter_start", "slice_start").unique(),
@@ -152,7 +154,7 @@ def shares(
     costs = made.supply.pool_cost.filter(pl.col("quarter_start").is_between(first, last, closed="left"))
     bought = minutes.select("pool", pl.col("minute").dt.truncate("15m").alias("quarter_start")).unique()
     rows = (
-        part.known.rows.join(series.select("series_id", "pool"), on="series_id", validate="m:1")
+        part.burned.rows.join(series.select("series_id", "pool"), on="series_id", validate="m:1")
         .join(bought, on=["pool", "quarter_start"], how="semi")
         .select("quarter_start", "series_id", *METERS)
     )

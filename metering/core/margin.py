@@ -38,7 +38,8 @@ class Margin:
 
     supply: the pools of the same period and usage. earned: what contracts under terms earned, quarter hour by
     quarter hour. rates: of each currency that was translated the lowest and highest month_average used (10**-12
-    per unit), and whether one was of a month before.
+    per unit), and whether one was of a month before. parts: where it is of one customer, the runs of days that it was
+    computed in, for who takes it apart.
     """
 
     period: Period
@@ -48,6 +49,7 @@ class Margin:
     supply: Supply
     earned: Earned
     rates: pl.DataFrame
+    parts: Sequence[Part] = ()
 
     @property
     def capacity(self) -> Capacity:
@@ -68,6 +70,7 @@ def margin(
     of_terms: Earned | None = None,
     complete_until: datetime | None = None,
     by: Collection[str] | None = None,
+    customer: str | None = None,
 ) -> Margin:
     """Revenue and cost of a period as the finest margin lines, and what could not be rated.
 
@@ -94,6 +97,8 @@ def margin(
     which books change, and the projects of a line sum to the line without them, exactly.
     by: what of results.MARGIN_BY (and project) the lines are asked for, None for all: what nothing asks for is
     summed up while it is computed (core.summary.told_by), so that memory does not grow with the days.
+    customer: what is used and paid by this one alone, beside what is nobody's; what it cost in pools is its share
+    among all. (Others under terms are left out of the books.)
     """
     whole = known_usage(USAGE.empty() if callable(usage) else usage)
     made = supply(
@@ -114,10 +119,18 @@ def margin(
         by_terms = earned(used.select(*USAGE.columns), books, period, known_until)
     shape = MARGIN_LINES if project_usage is None else PROJECT_LINES
     done = _Done(shape.empty(), UNRATED.empty(), _NO_RATES)
+    parts: list[Part] = []
     for run, known in _runs(made, usage, books) if callable(usage) else [(made, whole)]:
         fees = _fees(books, run.cut)
-        part = partial(_part, books, by_terms, fees, reporting_currency, project_usage, by)
-        done = _together(shape, by, [done, *by_parts(known, run, books, part)])
+        if customer is not None:
+            fees = fees.filter(pl.col("customer") == customer)
+        made_of = partial(_part, books, by_terms, fees, reporting_currency, project_usage, by)
+        if customer is None:
+            done = _together(shape, by, [done, *by_parts(known, run, books, made_of)])
+        else:
+            of_run = by_parts(known, run, books, lambda part: part, customer=customer)
+            done = _together(shape, by, [done, *map(made_of, of_run)])
+            parts += of_run
         # the next run is read without this one in memory
         del known
     unrated = pl.concat([done.unrated, _unrated_spill(made.capacity)])
@@ -129,6 +142,7 @@ def margin(
         made,
         by_terms,
         _rates_used(done.rates, reporting_currency),
+        parts,
     )
 
 

@@ -258,17 +258,14 @@ def read_usage(
     as_of: int | None,
     pools: Sequence[str] | None = None,
     customers: Sequence[str] | None = None,
-    quarters: Sequence[datetime] | None = None,
 ) -> pl.DataFrame:
     """Usage per quarter hour and series dimensions in [start, until): a USAGE frame.
 
     `as_of`: a watermark, or None for all that is folded in the snapshot of `connection`. `pools`: only
-    requests meant for these; `customers`: only theirs; `quarters`: only these quarter hours; None for all.
+    requests meant for these; `customers`: only theirs; None for all.
     """
     raw = driver(connection)
     where = _span("quarter_start", start, until, as_of, raw) + _meant_for(pools, raw) + _of(customers, raw)
-    if quarters is not None:
-        where += sql.SQL(" AND quarter_start = ANY({})").format(sql.Literal(list(quarters))).as_string(raw)
     return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER).told(USAGE)
 
 
@@ -278,10 +275,15 @@ def read_usage_by_series(
     until: datetime,
     as_of: int | None,
     pools: Sequence[str] | None = None,
+    quarters: Sequence[datetime] | None = None,
 ) -> Identified:
-    """As `read_usage`, with text once per series: a fraction of the memory where there is much usage."""
+    """As `read_usage`, with text once per series: a fraction of the memory where there is much usage.
+
+    `quarters`: only these quarter hours; None for all.
+    """
     raw = driver(connection)
     where = _span("quarter_start", start, until, as_of, raw) + _meant_for(pools, raw)
+    where += _at(quarters, raw)
     return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER)
 
 
@@ -295,8 +297,8 @@ def first_usage_at(connection: Connection) -> datetime | None:
 
 def read_usage_of(
     connection: Connection, start: datetime, until: datetime, as_of: int | None, customers: Sequence[str]
-) -> pl.DataFrame:
-    """As `read_usage`, of some customers: their series are few, and found first."""
+) -> Identified:
+    """As `read_usage_by_series`, of some customers: their series are few, and found first."""
     found = connection.execute(
         text("SELECT series_id FROM series WHERE customer = ANY(:customers)"), {"customers": list(customers)}
     )
@@ -304,7 +306,7 @@ def read_usage_of(
     raw = driver(connection)
     mine = sql.SQL(" AND series_id = ANY({})").format(sql.Literal(ids)).as_string(raw)
     where = _span("quarter_start", start, until, as_of, raw) + mine
-    return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER).told(USAGE)
+    return _read_series_sums(connection, "usage_quarters", where, USAGE, QUARTER)
 
 
 def read_pool_customer_usage(
@@ -459,6 +461,12 @@ def _meant_for(pools: Sequence[str] | None, raw: Driver) -> str:
         return ""
     meant = sql.SQL(" AND series_id IN (SELECT series_id FROM series WHERE pool = ANY({}))")
     return meant.format(sql.Literal(list(pools))).as_string(raw)
+
+
+def _at(quarters: Sequence[datetime] | None, raw: Driver) -> str:
+    if quarters is None:
+        return ""
+    return sql.SQL(" AND quarter_start = ANY({})").format(sql.Literal(list(quarters))).as_string(raw)
 
 
 def _of(customers: Sequence[str] | None, raw: Driver) -> str:

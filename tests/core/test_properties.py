@@ -208,6 +208,17 @@ def test_every_breakdown_sums_to_the_company(world, by):
     assert parts.select(pl.col(sums).sum()).rows() == company.select(pl.col(sums).sum()).rows()
 
 
+@settings(deadline=None, max_examples=12, suppress_health_check=list(HealthCheck))
+@given(worlds(), st.sampled_from(["a", "b", "z"]))
+def test_the_lines_of_one_customer_are_its_lines_among_all(world, customer):
+    whole = run(world)
+    alone = margin(world.usage, world.pool_usage, world.books, PERIOD, "USD", customer=customer)
+    own = pl.col("customer") == customer
+    assert alone.lines.filter(own).equals(whole.lines.filter(own))
+    assert alone.lines.filter(~own).is_empty()
+    assert alone.unrated.filter(own).equals(whole.unrated.filter(own))
+
+
 @settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
 @given(worlds(), st.lists(st.sampled_from(tuple(LINE_KEY)), unique=True, max_size=4))
 def test_what_is_read_and_summed_by_and_by_is_what_all_at_once_is(world, by):
