@@ -60,6 +60,8 @@ def slices(period: Period, at: Iterable[datetime] = ()) -> pl.DataFrame:
 def with_slice(rows: pl.DataFrame, cut: pl.DataFrame, *, at: str) -> pl.DataFrame:
     """Give every row the slice_start of the slice that holds its instant `at` (all lie in the cut)."""
     starts = cut["slice_start"].sort()
-    place = starts.to_physical().search_sorted(rows[at].to_physical(), side="right").cast(pl.Int64) - 1
+    # what lies before the first slice is of none
+    held = pl.concat([starts.clear().extend_constant(None, 1), starts])
+    place = starts.to_physical().search_sorted(rows[at].to_physical(), side="right")
     # a join would copy every column
-    return rows.with_columns(starts.gather(place.set(place < 0, None)).alias("slice_start"))
+    return rows.with_columns(held.gather(place).alias("slice_start"))

@@ -23,7 +23,11 @@ def sums_at(place: npt.NDArray[np.int64], values: pl.Series, places: int) -> pl.
         return pl.zeros(places, dtype=SUM, eager=True).alias(values.name)
     if most * len(values) < 2**63 or _about(place, values, places) < _SURELY:
         narrow = np.zeros(places, np.int64)
-        np.add.at(narrow, place, values.cast(pl.Int64).to_numpy())
+        at = 0
+        # chunk by chunk: in one piece they would all be copied first
+        for chunk in values.get_chunks():
+            np.add.at(narrow, place[at : at + len(chunk)], chunk.cast(pl.Int64).to_numpy())
+            at += len(chunk)
         return pl.Series(values.name, narrow).cast(SUM)
     wide = (
         pl.DataFrame({"place": place, "value": values.cast(SUM)}).group_by("place").agg(pl.col("value").sum())
