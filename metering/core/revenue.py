@@ -116,7 +116,7 @@ def earned(usage: pl.DataFrame, books: Books, period: Period, complete_until: da
     of its parts, given the same complete_until: what is of a contract's period is spread over all of that
     period's lines, not over those of the report.
     """
-    done = charged(usage, books, spans_of(books, period, complete_until))
+    done = charged(usage, books, spans_of(books, period, complete_until), since=period.start)
     here = pl.col("quarter_start").is_between(period.start, period.until, closed="left")
     # a customer's other contracts are charged quantity x unit price, as everybody's
     theirs = pl.col("contract").is_in(under_terms(books)["contract"].implode())
@@ -131,14 +131,17 @@ def earned(usage: pl.DataFrame, books: Books, period: Period, complete_until: da
     )
 
 
-def charged(usage: pl.DataFrame, books: Books, spans: pl.DataFrame) -> Charged:
-    """What the contracts of `spans` (SPANS) were charged over them; usage of other customers is ignored."""
+def charged(usage: pl.DataFrame, books: Books, spans: pl.DataFrame, since: datetime | None = None) -> Charged:
+    """What the contracts of `spans` (SPANS) were charged over them; usage of other customers is ignored.
+
+    since: the lines before it are those of usage; for who asks for later ones (core.waterfall).
+    """
     mine = usage.filter(pl.col("customer").is_in(spans["customer"].unique().implode()))
     until = spans["effective_until"].max()
     until = until if isinstance(until, datetime) else FOR_EVER
     priced, series, counted, unrated = gross(mine, books, until)
     parts = [
-        waterfall(priced.join(group, on="contract", how="semi"), series, books, group, end)
+        waterfall(priced.join(group, on="contract", how="semi"), series, books, group, end, since)
         for (end,), group in spans.group_by("effective_until", maintain_order=True)
         if isinstance(end, datetime)
     ]

@@ -20,7 +20,7 @@ from metering.core.effective import in_force
 from metering.frames.books import Books
 from metering.frames.frame import INSTANT, SUM
 from metering.money import multiply_divide, split_largest_remainder, to_quanta
-from metering.periods import QUARTER
+from metering.periods import MINUTE, QUARTER
 from metering.results.charges import WATERFALL
 
 ONE: Final = pl.lit(10**12, dtype=SUM)
@@ -40,9 +40,17 @@ class Waterfall:
 
 
 def waterfall(
-    gross: pl.DataFrame, series: pl.DataFrame, books: Books, spans: pl.DataFrame, until: datetime
+    gross: pl.DataFrame,
+    series: pl.DataFrame,
+    books: Books,
+    spans: pl.DataFrame,
+    until: datetime,
+    since: datetime | None = None,
 ) -> Waterfall:
     """The waterfall of contracts under terms up to `until`, a quarter hour.
+
+    since: what stands on a line of its own before it (top-ups of idle periods) is left out where nothing hangs on it,
+    so that idle months take no room.
 
     gross: results.GROSS; series: series_id and frames.DIMENSIONS. spans: contract and [effective_from,
     effective_until) that gross covers: whole periods of the contract, but for where the contract begins or ends
@@ -55,7 +63,7 @@ def waterfall(
     lines = discounted(gross, books)
     lines = _in_periods(lines, periods)
     lines = _held(lines, periods, books)
-    lines = pl.concat([lines.drop("period_start"), _alone(lines, periods)])
+    lines = pl.concat([lines.drop("period_start"), _alone(lines, periods, books, since)])
     drawing = draw_contracts(lines, gross, series, books, spans, until)
     lines = drawing.lines.with_columns(
         pl.col(name).fill_null(_ZERO) if name in drawing.lines.columns else _ZERO.alias(name)
@@ -194,8 +202,11 @@ def _spread(lines: pl.DataFrame, total: pl.Expr, into: str) -> pl.DataFrame:
     return pl.concat([parts, rest]).drop("_total", "_weight", "_above")
 
 
-def _alone(lines: pl.DataFrame, periods: pl.DataFrame) -> pl.DataFrame:
-    """Top-ups of periods in which there is nothing to spread them over, evenly by covered quarter hour."""
+def _alone(lines: pl.DataFrame, periods: pl.DataFrame, books: Books, since: datetime | None) -> pl.DataFrame:
+    """Top-ups of periods in which there is nothing to spread them over, evenly by covered quarter hour.
+
+    since: earlier ones are told only of contracts with credits, which may pay for them.
+    """
     paid = lines.group_by(_PERIOD).agg(
         pl.col("net").sum(), pl.max_horizontal(pl.col("net"), _ZERO).sum().alias("_weights")
     )
@@ -208,18 +219,28 @@ def _alone(lines: pl.DataFrame, periods: pl.DataFrame) -> pl.DataFrame:
         )
         .filter(pl.col("_total") > 0)
     )
-    quarters = (
-        lacking.with_columns(
-            pl.datetime_ranges("covered_from", "covered_until", interval=QUARTER, closed="left").alias(
-                "quarter_start"
-            )
+    minutes = int(QUARTER / MINUTE)
+    covered = (pl.col("covered_until") - pl.col("covered_from")).dt.total_minutes() // minutes
+    credited = pl.col("contract").is_in(books.credit_grants["contract"].unique().implode())
+    told_from = pl.max_horizontal("covered_from", pl.lit(since, dtype=INSTANT))
+    pieces = (
+        lacking.sort(*_PERIOD, "covered_from")
+        .with_columns(covered.alias("_covered"))
+        .with_columns(
+            pl.col("_covered").sum().over(_PERIOD).cast(SUM).alias("_many"),
+            (pl.col("_covered").cum_sum().over(_PERIOD) - pl.col("_covered")).alias("_before"),
+            pl.when(credited).then(pl.col("covered_from")).otherwise(told_from).alias("_told_from"),
         )
-        .explode("quarter_start")
-        .with_columns(pl.col("quarter_start").cast(INSTANT))
-        .sort(*_PERIOD, "quarter_start")
+        .filter(pl.col("_told_from") < pl.col("covered_until"))
     )
-    place = pl.int_range(pl.len(), dtype=pl.Int64).over(_PERIOD).cast(SUM)
-    many = pl.len().over(_PERIOD).cast(SUM)
+    quarters = pieces.with_columns(
+        pl.datetime_ranges("_told_from", "covered_until", interval=QUARTER, closed="left").alias(
+            "quarter_start"
+        )
+    ).explode("quarter_start")
+    quarters = quarters.with_columns(pl.col("quarter_start").cast(INSTANT))
+    into = (pl.col("quarter_start") - pl.col("covered_from")).dt.total_minutes() // minutes
+    place, many = (pl.col("_before") + into).cast(SUM), pl.col("_many")
     part = pl.col("_total") * (place + 1) // many - pl.col("_total") * place // many
     rows = quarters.with_columns(
         part.alias("top_up"),

@@ -3,8 +3,9 @@
 from typing import Any
 
 import polars as pl
+import pytest
 
-from metering.core.revenue import Earned, earned, reach, under_terms
+from metering.core.revenue import Earned, charged, earned, reach, spans_of, under_terms
 from metering.frames.books import Books
 from metering.frames.frame import INSTANT, Frame
 from metering.frames.terms import CONTRACT_TERMS, CREDIT_GRANTS, CUSTOMER_COMMITMENTS, DISCOUNTS
@@ -52,6 +53,10 @@ def bought(text: str) -> pl.DataFrame:
     return a.usage("\n".join(["quarter_start | product | output_tokens", *lines]))
 
 
+YEAR = """
+commitment | effective_from | effective_until | amount
+year       | 2026-01-01     | 2027-01-01      | 50_000
+"""
 SPENT = Frame(
     "SPENT", {"quarter_start": WATERFALL.columns["quarter_start"], "product": pl.String, "dollars": pl.Int64}
 )
@@ -164,6 +169,33 @@ def test_a_minimum_without_usage_is_topped_up_evenly_by_quarter_hour() -> None:
         "2026-01-07",
     )
     check(sums(day.lines), "top_up\n 96")
+
+
+@pytest.mark.parametrize("credits", [{}, {"credit_grants": "credit | amount\n launch | 100"}])
+def test_the_top_ups_of_an_idle_month_are_those_of_its_days(credits: dict[str, str]) -> None:
+    """1,000 over 2,976 quarter hours: 0.336021505376 each, and now and then a quantum more, wherever one looks."""
+    nothing = bought("quarter_start | dollars\n 2025-12-01 | 1")
+    books = terms(contract_terms="minimum\n 1_000", **credits)
+    month = of(nothing, books).lines
+    days = [of(nothing, books, f"2026-01-{day:02d}").lines for day in (1, 2, 17, 31)]
+    assert [day.height for day in days] == [96] * 4
+    for day in days:
+        at = pl.col("quarter_start").is_in(day["quarter_start"].implode())
+        assert day.equals(month.filter(at))
+    assert sums(month)["top_up"].item() == 1_000
+
+
+def test_idle_months_before_the_report_take_no_rows_unless_a_credit_pays_for_them() -> None:
+    year = {"commitments": YEAR, "contract_terms": "minimum\n 1_000"}
+    spans = spans_of(terms(**year), parse_period("2026-10-09"), instant("2026-10-10"))
+    assert spans["effective_from"].item() == instant("2026-01-01")
+    since = instant("2026-10-09")
+    for books, rows in (
+        (terms(**year), 96),
+        (terms(**year, credit_grants="credit | amount\n launch | 100"), 282 * 96),
+    ):
+        done = charged(bought("quarter_start | dollars\n 2025-12-01 | 1"), books, spans, since)
+        assert done.lines.filter(pl.col("line") == "top_up").height == rows
 
 
 def test_periods_begin_on_the_anchor_day_of_the_zone_and_days_of_25_hours_are_one_day() -> None:
